@@ -1,0 +1,55 @@
+# robret: `make help` lists what there is.
+
+PYTHON  ?= python3
+VENV    ?= .venv
+DATASET ?= fashion-mnist
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.robret-installed
+
+# One thread a process: results repeat to the last digit, and two processes share two cores fairly.
+export OMP_NUM_THREADS = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help book html chapters test data bench clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@echo "Settings: PYTHON=$(PYTHON)  VENV=$(VENV)  (conda users: VENV=\$$CONDA_PREFIX)"
+
+book: data ## install, get the data, run every stale chapter at quick scale, render the book
+	@$(BIN)/python book/execute.py $(CHAPTERS)
+	@$(BIN)/python book/render.py --executed
+
+html: $(STAMP) ## render the stored outputs without running anything
+	@$(BIN)/python book/render.py
+
+chapters: data ## run the chapters again and store their outputs (some: CHAPTERS="02 04")
+	@$(BIN)/python book/execute.py --store $(CHAPTERS)
+
+test: data ## check everything: style, units, notebooks, the rendered book
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -n 2 -m "not book"
+	$(BIN)/python -m pytest -n 2 --dist loadscope --nbval --nbval-current-env --nbval-cell-timeout 300 \
+		--nbval-sanitize-with tests/sanitize.cfg chapters
+	$(BIN)/python book/render.py
+	$(BIN)/python -m pytest -n 2 -m book
+
+data: $(STAMP) ## get, verify and convert a data set: DATASET=fashion-mnist
+	@$(BIN)/python data_scripts/$(subst -,_,$(DATASET)).py
+
+bench: $(STAMP) ## measure what a PGD step costs
+	$(BIN)/python -m tests.benchmarks.pgd_cost
+
+clean: ## remove what was built; the environment and the data stay
+	rm -rf book/_build .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "robret needs Python 3.11 or newer. Name one with: make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: sudo apt-get install python3-venv"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[book,test]"
+	@touch $@

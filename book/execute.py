@@ -1,0 +1,203 @@
+"""Run chapters at quick scale: `python book/execute.py [--store] [chapter ...]`.
+
+Only stale chapters run (see fingerprints.py); their executed copies are kept in book/_build/executed. With
+--store every chapter asked for runs, and its outputs go back into chapters/, written so that a second run on
+the same machine gives the same bytes. A chapter that fails does not stop the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from fingerprints import fingerprint
+from outputs import failure, objections, with_outputs
+
+PATIENCE = 30.0  # seconds without news until a line says that work goes on
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One notebook of a checkout."""
+
+    path: Path
+    root: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    def built(self, kind: str, suffix: str = "") -> Path:
+        """Where a copy, a log or a folder of this chapter is built."""
+        return self.root / "book" / "_build" / kind / f"{self.name}{suffix}"
+
+    def last_run(self) -> dict:
+        """Fingerprint and seconds of the last run that succeeded; empty where there was none."""
+        record = self.built("executed", ".json")
+        return json.loads(record.read_text()) if record.exists() else {}
+
+    def fresh(self) -> bool:
+        return self.last_run().get("fingerprint") == fingerprint(self.path, self.root)
+
+    def expected_seconds(self) -> float:
+        return self.last_run().get("seconds") or stated_seconds(self.path)
+
+
+def stated_seconds(path: Path) -> float:
+    """Runtime in the promise box ("quick scale 90 s", "quick: 2 min"); 120 where none is stated."""
+    cells = nbformat.read(path, as_version=4).cells
+    found = re.search(r"quick[^.\n]*?(\d+)\s*(s|min)", cells[0].source if cells else "")
+    return float(found[1]) * (60 if found[2] == "min" else 1) if found else 120.0
+
+
+def write(path: Path, text: str) -> None:
+    """Write a whole file or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def papermill(chapter: Chapter, output: Path, log: Path) -> int:
+    """Run the notebook in an empty scratch folder; returns papermill's exit status."""
+    scratch = chapter.built("runs")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.unlink(missing_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+    environment.pop("MPLBACKEND", None)  # the kernel picks the one that draws into the notebook
+    command = [sys.executable, "-m", "papermill", chapter.path, output, "--cwd", scratch]
+    options = ["--kernel", "python3", "--no-progress-bar", "--log-output"]
+    with log.open("w") as stream:
+        return subprocess.run([*command, *options], stdout=stream, stderr=stream, env=environment).returncode
+
+
+def run(chapter: Chapter, store: bool) -> str:
+    """Run one chapter and keep its executed copy; returns what went wrong, "" where nothing did."""
+    before, mark, begin = chapter.path.read_bytes(), fingerprint(chapter.path, chapter.root), time.monotonic()
+    output, log = chapter.built("failed", ".ipynb"), chapter.built("failed", ".log")
+    status = papermill(chapter, output, log)
+    executed = nbformat.read(output, as_version=4) if output.exists() else nbformat.v4.new_notebook()
+    if status:
+        return failure(executed, log.read_text())
+    if chapter.path.read_bytes() != before:
+        return "the chapter was edited while it ran: run it again"
+    notebook = with_outputs(nbformat.read(chapter.path, as_version=4), executed)
+    if store and (found := objections(notebook, chapter.root)):
+        return "its outputs cannot be stored:\n  " + "\n  ".join(found)
+    text = nbformat.writes(notebook).rstrip("\n") + "\n"
+    write(chapter.built("executed", ".ipynb"), text)
+    record = {"fingerprint": mark, "seconds": round(time.monotonic() - begin, 1)}
+    write(chapter.built("executed", ".json"), json.dumps(record))
+    if store:
+        write(chapter.path, text)
+    output.unlink()
+    log.unlink()
+    return ""
+
+
+def words(seconds: float) -> str:
+    """A duration for people: "48 s", "2 min 3 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+class Progress:
+    """The lines that tell a person what runs and how long it still takes."""
+
+    def __init__(self, chapters: list[Chapter], workers: int) -> None:
+        self.places = {chapter: f"[{i}/{len(chapters)}]" for i, chapter in enumerate(chapters, 1)}
+        self.unfinished = {chapter: chapter.expected_seconds() for chapter in chapters}
+        self.begun: dict[Chapter, float] = {}
+        self.width = max(len(chapter.name) for chapter in chapters)
+        self.workers = workers
+
+    def say(self, chapter: Chapter, text: str) -> None:
+        print(f"{self.places[chapter]} {chapter.name:{self.width}}  {text}", flush=True)
+
+    def started(self, chapter: Chapter) -> None:
+        self.begun[chapter] = time.monotonic()
+        self.say(chapter, f"running, about {words(self.unfinished[chapter])}")
+
+    def ended(self, chapter: Chapter, trouble: str) -> None:
+        del self.unfinished[chapter]
+        seconds = time.monotonic() - self.begun[chapter]
+        self.say(chapter, f"{'FAILED' if trouble else 'done'} in {words(seconds)}{self.left()}")
+
+    def going_on(self) -> None:
+        print(f"      still running{self.left()}", flush=True)
+
+    def left(self) -> str:
+        now = time.monotonic()
+        rest = [max(1, seconds - now + self.begun.get(c, now)) for c, seconds in self.unfinished.items()]
+        return f", about {words(max(max(rest), sum(rest) / self.workers))} left" if rest else ""
+
+
+def run_all(chapters: list[Chapter], workers: int, store: bool) -> dict[Chapter, str]:
+    """Run chapters side by side; returns what went wrong with those that failed."""
+    progress, failures = Progress(chapters, workers), {}
+
+    def job(chapter: Chapter) -> tuple[Chapter, str]:
+        progress.started(chapter)
+        return chapter, run(chapter, store)
+
+    with ThreadPoolExecutor(workers) as pool:
+        open_jobs = {pool.submit(job, chapter) for chapter in chapters}
+        while open_jobs:
+            done, open_jobs = wait(open_jobs, timeout=PATIENCE, return_when=FIRST_COMPLETED)
+            for chapter, trouble in (finished.result() for finished in done):
+                progress.ended(chapter, trouble)
+                failures |= {chapter: trouble} if trouble else {}
+            if not done:
+                progress.going_on()
+    return failures
+
+
+def chosen(root: Path, names: list[str]) -> list[Chapter]:
+    """The chapters whose file names begin with one of `names`; all of them where no name is given."""
+    paths = sorted((root / "chapters").glob("*.ipynb"))
+    known = ", ".join(path.stem for path in paths) or "none"
+    for name in names:
+        if not any(path.stem.startswith(name) for path in paths):
+            sys.exit(f"no chapter begins with {name!r}; the chapters are: {known}")
+    return [Chapter(path, root) for path in paths if not names or path.stem.startswith(tuple(names))]
+
+
+def report(failures: dict[Chapter, str]) -> None:
+    for chapter, trouble in failures.items():
+        print(f"\n{'=' * 20} {chapter.name}\n{trouble}\n")
+        print(f"notebook kept: {chapter.built('failed', '.ipynb')}\nlog: {chapter.built('failed', '.log')}")
+    names = ", ".join(chapter.name for chapter in failures)
+    print(f"\nFailed: {names}. `make html` still renders the outputs that are stored in chapters/.")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Run chapters at quick scale.")
+    parser.add_argument("names", nargs="*", help="beginnings of file names, such as 02; without any, all")
+    parser.add_argument("--store", action="store_true", help="run even if fresh; put outputs into chapters/")
+    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="chapters at once")
+    parser.add_argument("--root", type=Path, default=Path(__file__).parent.parent, help="the checkout")
+    options = parser.parse_args()
+    chapters = chosen(options.root.resolve(), options.names)
+    stale = [chapter for chapter in chapters if options.store or not chapter.fresh()]
+    if len(stale) < len(chapters):
+        print(f"{len(chapters) - len(stale)} of {len(chapters)} chapters are up to date", flush=True)
+    failures = run_all(stale, options.workers, options.store) if stale else {}
+    if failures:
+        report(failures)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

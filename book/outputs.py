@@ -1,0 +1,56 @@
+"""What is kept of a notebook's run: its outputs, nothing else, and none that differ from run to run."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from nbformat import NotebookNode
+
+COLOR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def with_outputs(source: NotebookNode, executed: NotebookNode) -> NotebookNode:
+    """The source notebook with the run's outputs; no execution times, no papermill metadata."""
+    source.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    source.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
+    for cell, ran in zip(source.cells, executed.cells, strict=True):
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.execution_count = ran.execution_count
+            cell.outputs = merged_streams(ran.outputs)
+    return source
+
+
+def merged_streams(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Join neighboring pieces of one stream: where a kernel cuts them is a matter of timing."""
+    merged: list[NotebookNode] = []
+    for output in outputs:
+        if merged and output.output_type == "stream" and merged[-1].get("name") == output.name:
+            merged[-1].text += output.text
+        else:
+            merged.append(output)
+    return merged
+
+
+def objections(notebook: NotebookNode, root: Path) -> list[str]:
+    """Why a notebook must not be stored: warnings, progress bars, paths of this machine."""
+    found = []
+    for cell in notebook.cells:
+        outputs = cell.get("outputs", [])
+        if any(output.get("name") == "stderr" for output in outputs):
+            found.append(f"cell {cell.get('id')} writes to stderr (a warning or a progress bar)")
+        if any(str(path) in json.dumps(outputs) for path in (root, Path.home())):
+            found.append(f"cell {cell.get('id')} shows a path of this machine")
+    return found
+
+
+def failure(notebook: NotebookNode, log: str) -> str:
+    """The failing cell and its traceback, or the end of the log where no cell is to blame."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                trace = COLOR.sub("", "\n".join(output.traceback))
+                return f"cell {cell.get('id')}:\n\n{cell.source}\n\n{trace}"
+    return f"no cell is to blame; the log ends:\n\n{COLOR.sub('', log)[-3000:]}"

@@ -1,0 +1,3 @@
+"""Adversarially robust image retrieval: the library behind the executable book."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,186 @@
+"""The storage of every prepared color set: one .npz that holds its photographs as JPEG files, end to end.
+
+==============  ===========================  ==============================================================
+member          type                         meaning
+==============  ===========================  ==============================================================
+``data``        uint8 ``[bytes]``            all JPEG files, one after the other
+``offsets``     int64 ``[N + 1]``            image i is ``data[offsets[i]:offsets[i + 1]]``
+``label``       int16 ``[N]``                class number from 0; or uint8 ``[N, classes]`` of zeros and ones
+``class_names`` bytes ``[classes]``          UTF-8, for the whole label space
+``name``        bytes ``[N]``, optional      where the image came from
+``split``       bytes ``[N]``, optional      ``train`` and ``test``, or ``train``, ``query`` and ``database``
+==============  ===========================  ==============================================================
+
+Other members may stand beside these. Nothing is pickled.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from robret_lib.data.retrieval_data import DataError, check_label_range
+
+SPLIT_VALUES = ({"train", "test"}, {"train", "query", "database"})
+
+
+@dataclass(frozen=True, eq=False)
+class PackedFile:
+    """A packed set in memory, its images still compressed; the members are those of the module's table.
+
+    Raises:
+        DataError: if the members do not fit together.
+    """
+
+    path: Path
+    data: np.ndarray
+    offsets: np.ndarray
+    labels: Tensor
+    class_names: tuple[str, ...]
+    names: tuple[str, ...] | None = None
+    split: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        self._check_offsets()
+        for what, values in (("label", self.labels), ("name", self.names), ("split", self.split)):
+            if values is not None and len(values) != len(self):
+                raise DataError(f"{self.path}: {len(self)} images, but {what!r} has {len(values)} entries")
+        if len(self.labels) and int(self.labels.min()) < 0:
+            raise DataError(
+                f"{self.path}: label {int(self.labels.min())} is negative; class numbers start at 0"
+            )
+        check_label_range(self.labels, len(self.class_names), str(self.path))
+        if self.split is not None and set(self.split.tolist()) not in SPLIT_VALUES:
+            allowed = " or ".join(str(sorted(values)) for values in SPLIT_VALUES)
+            raise DataError(
+                f"{self.path}: 'split' holds {sorted(set(self.split.tolist()))}; expected {allowed}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def _check_offsets(self) -> None:
+        if self.data.dtype != np.uint8 or self.data.ndim != 1:
+            raise DataError(
+                f"{self.path}: 'data' is {self.data.dtype} {self.data.shape}; expected uint8 [bytes]"
+            )
+        if self.offsets.ndim != 1 or self.offsets.dtype.kind not in "iu":
+            raise DataError(
+                f"{self.path}: 'offsets' is {self.offsets.dtype} {self.offsets.shape}; expected int64 [N + 1]"
+            )
+        if len(self.offsets) < 2:
+            raise DataError(f"{self.path} holds no images")
+        ends = (int(self.offsets[0]), int(self.offsets[-1]))
+        if ends != (0, len(self.data)) or (self.offsets[1:] <= self.offsets[:-1]).any():
+            raise DataError(
+                f"{self.path}: 'offsets' must rise strictly from 0 to the {len(self.data)} bytes of 'data'"
+            )
+
+    def smallest_side(self) -> int:
+        """The smallest height or width of any image, in pixels (reads the JPEG headers only)."""
+        return min(min(self._open(position).size) for position in range(len(self)))
+
+    def decode(self, positions: Sequence[int] | np.ndarray, size: int, progress: bool = False) -> Tensor:
+        """The chosen images as squares, whatever their own aspect.
+
+        Args:
+            positions: which images, in the order wanted.
+            size: side in pixels; images of another size are resized (bicubic).
+            progress: show a bar.
+
+        Returns:
+            uint8 ``[len(positions), 3, size, size]``.
+
+        Raises:
+            DataError: if an image does not decode; it is named.
+        """
+        images = np.empty((len(positions), 3, size, size), dtype=np.uint8)
+        bar = tqdm(positions, desc=f"decoding {self.path.stem}", disable=not progress)
+        for row, position in enumerate(bar):
+            try:
+                images[row] = squared(self._open(position).convert("RGB"), size).transpose(2, 0, 1)
+            except OSError as error:
+                raise DataError(f"{self._where(position)} does not decode: {error}") from error
+        return torch.from_numpy(images)
+
+    def _open(self, position: int) -> Image.Image:
+        compressed = self.data[self.offsets[position] : self.offsets[position + 1]].tobytes()
+        try:
+            return Image.open(io.BytesIO(compressed), formats=["JPEG"])
+        except (OSError, Image.DecompressionBombError) as error:
+            raise DataError(f"{self._where(position)} is not a usable JPEG file: {error}") from error
+
+    def _where(self, position: int) -> str:
+        name = "" if self.names is None else f" ({self.names[position]})"
+        return f"{self.path}: image {position}{name}"
+
+
+def squared(image: Image.Image, size: int) -> np.ndarray:
+    """The image as a square of ``size`` pixels: uint8 ``[size, size]`` or ``[size, size, 3]``."""
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def read_packed(path: Path) -> PackedFile:
+    """Reads a packed file whole, its images still compressed.
+
+    Raises:
+        DataError: if the file is damaged, a member is missing, or the members do not fit together.
+    """
+    members = _read_members(path)
+    for member in ("data", "offsets", "label", "class_names"):
+        if member not in members:
+            raise DataError(f"{path}: member {member!r} is missing; it holds {sorted(members) or 'nothing'}")
+    return PackedFile(
+        path=path,
+        data=members["data"],
+        offsets=members["offsets"],
+        labels=labels_from(members["label"], path),
+        class_names=_texts(members["class_names"], "class_names", path),
+        names=_texts(members["name"], "name", path) if "name" in members else None,
+        split=np.array(_texts(members["split"], "split", path)) if "split" in members else None,
+    )
+
+
+def _read_members(path: Path) -> dict[str, np.ndarray]:
+    """Reads every member: an optional one whose name was altered must not pass for absent."""
+    try:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if any(entry.comment for entry in archive.zip.infolist()):  # numpy writes none
+                raise ValueError("a comment in the archive's directory may hide members")
+            return {member: archive[member] for member in archive.files}
+    except Exception as error:  # damaged bytes surface as a dozen types, from BadZipFile to MemoryError
+        raise DataError(
+            f"{path} cannot be read as a packed .npz: truncated, altered or of another format "
+            f"({type(error).__name__}: {error}); fetch or prepare it again"
+        ) from error
+
+
+def labels_from(stored: np.ndarray, path: Path) -> Tensor:
+    """Labels as `PackedFile` holds them: int64 ``[N]`` or uint8 ``[N, classes]``.
+
+    Raises:
+        DataError: if they are neither whole numbers ``[N]`` nor zeros and ones ``[N, classes]``.
+    """
+    if stored.ndim == 1 and stored.dtype.kind in "iu":
+        return torch.from_numpy(stored.astype(np.int64))
+    if stored.ndim == 2 and stored.dtype.kind in "iub" and np.isin(stored, (0, 1)).all():
+        return torch.from_numpy(stored.astype(np.uint8))
+    raise DataError(
+        f"{path}: 'label' is {stored.dtype} {stored.shape}; "
+        "expected whole numbers [N], or zeros and ones [N, classes]"
+    )
+
+
+def _texts(stored: np.ndarray, member: str, path: Path) -> tuple[str, ...]:
+    if stored.dtype.kind != "S" or stored.ndim != 1:
+        raise DataError(f"{path}: {member!r} is {stored.dtype} {stored.shape}; expected bytes, one dimension")
+    return tuple(text.decode(errors="replace") for text in stored)

@@ -1,0 +1,69 @@
+"""What training minimizes: the triplet loss, and any loss of pytorch-metric-learning behind the same call."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, pairwise_distance
+
+from robret_lib.metrics import pairwise_distance as distance_matrix
+from robret_lib.mining import Mode, Sampler
+from robret_lib.models import Distance
+
+MARGIN: dict[Distance, float] = {"N": 0.2, "C": 0.2, "E": 1.0}
+"""The published margins of the triplet loss (RobRank)."""
+
+
+def row_distance(u: Tensor, v: Tensor, distance: Distance = "N") -> Tensor:
+    """Distances ``[B]`` between the rows of ``[B, D]`` and ``[B, D]``, with a gradient where they are equal."""
+    return 1 - cosine_similarity(u, v) if distance == "C" else pairwise_distance(u, v)
+
+
+def triplet_loss(
+    anchor: Tensor, positive: Tensor, negative: Tensor, margin: float = 0.2, distance: Distance = "N"
+) -> Tensor:
+    """Triplet losses ``[B]``: ``[d(a, p) - d(a, n) + margin]_+`` of embeddings ``[B, D]`` (Schroff et al. 2015, eq. 2).
+
+    Args:
+        anchor, positive, negative: Embeddings ``[B, D]``; unit vectors for distance "N" and "C".
+        margin: 0.2 for unit vectors and cosine, 1.0 for raw Euclidean in the published tables.
+        distance: "N" and "E" Euclidean, "C" cosine.
+    """
+    return (row_distance(anchor, positive, distance) - row_distance(anchor, negative, distance) + margin).relu()
+
+
+class TripletObjective(nn.Module):
+    """Embed a batch once, sample one triplet per pair from its embeddings, return the mean triplet loss.
+
+    Args:
+        sampler: One of `mining`'s five.
+        distance: Of the model that is trained; sets the margin too (see `MARGIN`).
+        mode: Of the sampler.
+    """
+
+    def __init__(self, sampler: Sampler, distance: Distance = "N", mode: Mode = "fixed") -> None:
+        super().__init__()
+        self.sampler, self.distance, self.mode = sampler, distance, mode
+
+    def forward(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Scalar loss of an SPC-2 batch: images ``[2P, C, H, W]`` in [0, 1], labels int ``[2P]``."""
+        embeddings = model(images)
+        margin = MARGIN[self.distance]
+        with torch.no_grad():
+            distances = distance_matrix(embeddings.detach(), embeddings.detach(), self.distance)
+            triplets = self.sampler(distances, labels, margin, generator, self.mode)
+        return triplet_loss(*(embeddings[role] for role in triplets), margin, self.distance).mean()
+
+
+class MetricLearningObjective(nn.Module):
+    """Any loss of pytorch-metric-learning (contrastive, margin, multi-similarity, N-pair, proxies) on the batch.
+
+    Args:
+        loss: Called as ``loss(embeddings, labels)``; if it has weights (proxies), training updates them too.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Scalar loss of a batch; the generator is not used, these losses draw nothing."""
+        return self.loss(model(images), labels)

@@ -1,0 +1,210 @@
+"""One training loop. Killed at any moment and started again, it ends with the weights of an uninterrupted run.
+
+All randomness is a function of (seed, epoch) or (seed, step, rank), so a checkpoint needs no generator state.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count, islice
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from robret_lib.data import Split, as_float
+from robret_lib.mining import spc2_epoch
+
+Objective = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
+"""``objective(model, images, labels, generator)`` -> scalar loss; as an nn.Module, its weights are trained too."""
+
+
+class Schedule(NamedTuple):
+    """How long and how fast to train (Adam, constant learning rate).
+
+    Args:
+        steps: Updates in all.
+        pairs: SPC-2 pairs per batch and process.
+        lr, weight_decay: Of Adam.
+        seed: Of the batches and the sampler; the initial weights are the caller's.
+    """
+
+    steps: int
+    pairs: int
+    lr: float = 1e-3
+    weight_decay: float = 1e-7
+    seed: int = 0
+
+
+def train(
+    model: nn.Module,
+    data: Split,
+    objective: nn.Module,
+    schedule: Schedule,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 200,
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    validate_every: int = 200,
+    progress: bool = False,
+) -> list[dict[str, float]]:
+    """Train a model in place, on its own device; under `torchrun`, inside `process_group`, on all processes.
+
+    Args:
+        model: Embeds images ``[B, C, H, W]`` in [0, 1].
+        data: Training images and int labels.
+        objective: See `Objective`.
+        schedule: See `Schedule`.
+        checkpoint: File to resume from if it exists, and to write every ``checkpoint_every`` steps and at the end.
+        checkpoint_every: Steps between two checkpoints.
+        validate: Called on the model in evaluation mode; what it returns joins the history.
+        validate_every: Steps between two entries of the history.
+        progress: Show a progress bar.
+
+    Returns:
+        The history: one ``{"step", "loss" (mean since the last entry), **validate(model)}`` every
+        ``validate_every`` steps and at the end.
+
+    Raises:
+        ValueError: The checkpoint belongs to another schedule, or the schedule is impossible.
+        FloatingPointError: The loss is NaN or infinite.
+    """
+    _check(schedule, data)
+    device = next(model.parameters()).device
+    rank, world = _rank_and_world()
+    step_module = _Step(model, objective).to(device)
+    weights = [weight for weight in step_module.parameters() if weight.requires_grad]
+    optimizer = torch.optim.Adam(weights, lr=schedule.lr, weight_decay=schedule.weight_decay)
+    start, loss_sum, history = _resume(checkpoint, step_module, optimizer, schedule)
+    replicas = DistributedDataParallel(step_module) if world > 1 else step_module
+    batches = _batches(data.labels.cpu(), schedule, start, rank, world)
+    for step in tqdm(range(start, schedule.steps), initial=start, total=schedule.steps, disable=not progress):
+        batch = next(batches)
+        model.train()
+        loss = _seeded_loss(replicas, data, batch, device, (schedule.seed, 1, step, rank))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss_sum += _finite(loss.item(), step)
+        done = step + 1
+        if done % validate_every == 0 or done == schedule.steps:
+            covered = done - (history[-1]["step"] if history else 0)
+            history.append({"step": done, "loss": loss_sum / covered, **_validated(model, validate)})
+            loss_sum = 0.0
+        if checkpoint and rank == 0 and (done % checkpoint_every == 0 or done == schedule.steps):
+            state = {"step": done, "loss_sum": loss_sum, "history": history, "schedule": schedule._asdict()}
+            save_atomically(state | _states(step_module, optimizer), checkpoint)
+    return history
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[int]:
+    """Join the processes that `torchrun` started (gloo on the CPU, nccl on GPUs); yields the rank, 0 when alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield 0
+        return
+    dist.init_process_group("gloo" if device == "cpu" else "nccl")
+    try:
+        yield dist.get_rank()
+    finally:
+        dist.destroy_process_group()
+
+
+def seeded(device: torch.device, *key: int) -> torch.Generator:
+    """A generator whose stream depends on all numbers of the key, and on nothing else."""
+    (state,) = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(state))
+
+
+def save_atomically(state: dict[str, Any], path: Path) -> None:
+    """Write with torch.save so that the file is, at any moment, the old one or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+class _Step(nn.Module):
+    """Model and objective as one module, so that DDP averages the gradients of both in its one forward call."""
+
+    def __init__(self, model: nn.Module, objective: nn.Module) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        return self.objective(self.model, images, labels, generator)
+
+
+def _seeded_loss(
+    replicas: nn.Module, data: Split, batch: Tensor, device: torch.device, key: tuple[int, ...]
+) -> Tensor:
+    images, labels = as_float(data.images[batch].to(device)), data.labels[batch].to(device)
+    generator = seeded(device, *key)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(generator.initial_seed())  # dropout draws from the global generator
+        return replicas(images, labels, generator)
+
+
+def _batches(labels: Tensor, schedule: Schedule, start: int, rank: int, world: int) -> Iterator[Tensor]:
+    """The batches of all steps from ``start`` on, epoch after epoch."""
+    per_epoch = -(-(-(-len(labels) // world)) // schedule.pairs)
+    first_epoch, skipped = divmod(start, per_epoch)
+    for epoch in count(first_epoch):
+        generator = seeded(torch.device("cpu"), schedule.seed, 0, epoch)
+        batches = spc2_epoch(labels, schedule.pairs, generator, rank, world)
+        yield from islice(batches, skipped if epoch == first_epoch else 0, None)
+
+
+def _states(step_module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    return {"weights": step_module.state_dict(), "optimizer": optimizer.state_dict()}
+
+
+def _resume(
+    checkpoint: Path | None, step_module: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule
+) -> tuple[int, float, list[dict[str, float]]]:
+    if checkpoint is None:
+        return 0, 0.0, []
+    try:
+        state = torch.load(checkpoint, weights_only=True, map_location=next(step_module.parameters()).device)
+    except FileNotFoundError:  # none yet, or another process that trains the same has just finished with it
+        return 0, 0.0, []
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise ValueError(f"{checkpoint} is no checkpoint, or a damaged one: delete it to start anew") from error
+    if state["schedule"] != schedule._asdict():
+        raise ValueError(f"{checkpoint} was written with {state['schedule']}, this training is {schedule}: move it")
+    step_module.load_state_dict(state["weights"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"], state["loss_sum"], state["history"]
+
+
+def _validated(model: nn.Module, validate: Callable[[nn.Module], dict[str, float]] | None) -> dict[str, float]:
+    if validate is None:
+        return {}
+    model.eval()
+    with torch.no_grad():
+        return validate(model)
+
+
+def _rank_and_world() -> tuple[int, int]:
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def _check(schedule: Schedule, data: Split) -> None:
+    if schedule.steps < 1 or schedule.pairs < 1 or schedule.lr <= 0 or schedule.weight_decay < 0:
+        raise ValueError(f"{schedule}: expected steps and pairs of at least 1, lr > 0, weight_decay >= 0")
+    if data.labels.ndim != 1:
+        raise ValueError(f"labels of shape {tuple(data.labels.shape)}: SPC-2 batches need one int class per image [N]")
+
+
+def _finite(loss: float, step: int) -> float:
+    if not np.isfinite(loss):
+        raise FloatingPointError(f"loss {loss} at step {step}: lower the learning rate, or check the images")
+    return loss

@@ -1,0 +1,438 @@
+"""Parameters refused with their names, results whole or absent, notebooks run by papermill from anywhere."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+
+from robret_lib import provenance, records, runs
+
+ROOT = Path(__file__).parents[1]
+RULES = {
+    "scale": runs.choice("quick", "full"),
+    "seed": runs.integer(minimum=0),
+    "eps": runs.fraction(minimum=0, maximum=1),
+    "steps": runs.integer(minimum=1),
+    "n_queries": runs.optional(runs.integer(minimum=1)),
+    "targeted": runs.boolean(),
+    "device": runs.choice("auto", "cpu", "cuda"),
+    "out_dir": runs.folder(),
+}
+SETUP = """
+from robret_lib import runs
+
+run = runs.start(
+    "90_tiny", globals(), scale=runs.choice("quick", "full"), seed=runs.integer(minimum=0),
+    eps=runs.fraction(minimum=0, maximum=1), device=runs.choice("auto", "cpu", "cuda"), out_dir=runs.folder(),
+)
+"""
+FINISH = 'run.finish({"R@1": runs.measured(80, n=5)}, protocol="toy", mode="fixed", details=%s)'
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def parameters(tmp_path):
+    """The globals of a notebook after its parameters cell."""
+    values = {"scale": "quick", "seed": 3, "eps": "8/255", "steps": 4, "n_queries": None, "targeted": True}
+    return values | {"device": "cpu", "out_dir": str(tmp_path / "out")}
+
+
+def finish(run, **changes):
+    arguments = {
+        "metrics": {"R@1": runs.measured(87.6, n=10, spread=0.3)},
+        "protocol": "toy",
+        "mode": "fixed",
+    }
+    return run.finish(**(arguments | changes))
+
+
+def python(script, **options):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", script]
+    return subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("scale", "huge", '"quick", "full"'),
+        ("scale", 1, '"quick", "full"'),
+        ("scale", ["quick"], '"quick", "full"'),
+        ("seed", -1, "at least 0"),
+        ("seed", True, "an integer"),
+        ("seed", "7", "an integer"),
+        ("seed", None, "an integer"),
+        ("eps", -1, "at least 0 and at most 1"),
+        ("eps", 8, "at most 1"),
+        ("eps", "256/255", "at most 1"),
+        ("eps", "-1/255", "at least 0"),
+        ("eps", "8/0", '"8/255"'),
+        ("eps", "eight", '"8/255"'),
+        ("eps", "1e999999999", "finite"),
+        ("eps", float("nan"), "finite"),
+        ("eps", float("inf"), "finite"),
+        ("eps", 10**400, "finite"),
+        ("eps", True, "a finite number"),
+        ("eps", None, "a finite number"),
+        ("eps", [0.1], "a finite number"),
+        ("steps", 0, "at least 1"),
+        ("steps", 1e3, "Write 1000"),
+        ("steps", 2.5, "an integer"),
+        ("steps", float("inf"), "an integer"),
+        ("n_queries", 0, "at least 1, or None"),
+        ("n_queries", "None", "or None"),
+        ("targeted", "true", "Write True"),
+        ("targeted", "False", "Write False"),
+        ("targeted", 1, "True or False"),
+        ("device", "gpu", '"auto", "cpu", "cuda"'),
+        ("out_dir", "", "the path of a folder"),
+        ("out_dir", 5, "the path of a folder"),
+        ("out_dir", __file__, "a file of this name"),
+        ("out_dir", __file__ + "/inside", "one can write to"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_named_with_what_is(parameters, name, value, allowed):
+    with pytest.raises(runs.ParameterError) as error:
+        runs.start("90_tiny", parameters | {name: value}, **RULES)
+    assert str(error.value).startswith(f"{name} = ")
+    assert allowed in str(error.value)
+
+
+def test_nothing_has_happened_when_a_parameter_is_refused(parameters):
+    random.seed(0)
+    state, torch_state = random.getstate(), torch.get_rng_state()
+    with pytest.raises(runs.ParameterError):
+        runs.start("90_tiny", parameters | {"steps": 0}, **RULES)
+    assert random.getstate() == state
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert not Path(parameters["out_dir"]).exists()
+
+
+@pytest.mark.parametrize("value", [1, 0.5, "x", False, None, [1, "a"], (1,), {"a": {"b": 1}}])
+def test_a_literal_without_a_rule_is_an_unknown_parameter(parameters, value):
+    with pytest.raises(
+        runs.ParameterError, match=r"no parameter n_querys .*mean n_queries\?.*scale, seed, eps"
+    ):
+        runs.start("90_tiny", parameters | {"n_querys": value}, **RULES)
+
+
+def test_modules_functions_history_and_private_names_are_no_parameters(parameters):
+    others = {
+        "np": np,
+        "finish": finish,
+        "In": ["x"],
+        "Out": {1: 2},
+        "_dh": ["x"],
+        "PAPERMILL_INPUT_PATH": "x",
+    }
+    runs.start("90_tiny", parameters | others, **RULES)
+
+
+def test_a_missing_parameter_is_named(parameters):
+    del parameters["steps"]
+    with pytest.raises(runs.ParameterError, match="steps is missing.*an integer, at least 1"):
+        runs.start("90_tiny", parameters, **RULES)
+
+
+def test_a_chapter_without_a_rule_for_the_seed_is_refused(parameters):
+    with pytest.raises(TypeError, match="needs a rule for seed"):
+        runs.start("90_tiny", parameters, **{name: rule for name, rule in RULES.items() if name != "seed"})
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [("8/255", 8 / 255), ("0.03", 0.03), ("1e-3", 0.001), (0, 0.0), (1, 1.0), ("255/255", 1.0)],
+)
+def test_a_fraction_becomes_the_nearest_float(parameters, given, value):
+    run = runs.start("90_tiny", parameters | {"eps": given}, **RULES)
+    assert run.eps == value
+    assert isinstance(run.eps, float)
+
+
+def test_parameters_are_attributes_and_an_unknown_one_says_which_there_are(parameters):
+    run = runs.start("90_tiny", parameters | {"device": "auto"}, **RULES)
+    assert (run.scale, run.seed, run.steps, run.n_queries, run.targeted) == ("quick", 3, 4, None, True)
+    assert run.device == torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    assert run.out_dir == Path(parameters["out_dir"])
+    with pytest.raises(AttributeError, match="no parameter epsilon; it has scale, seed, eps"):
+        _ = run.epsilon
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="shows the error of a machine without a GPU")
+def test_cuda_without_a_gpu_is_refused(parameters):
+    with pytest.raises(runs.ParameterError, match='device = .cuda. .*"auto" or "cpu"'):
+        runs.start("90_tiny", parameters | {"device": "cuda"}, **RULES)
+
+
+def test_require_knows_the_data(parameters):
+    run = runs.start("90_tiny", parameters | {"n_queries": 2000}, **RULES)
+    run.require("n_queries", minimum=1, maximum=2000)
+    with pytest.raises(runs.ParameterError, match="n_queries = 2000 .*with this data, at most 1999"):
+        run.require("n_queries", maximum=1999)
+    with pytest.raises(runs.ParameterError, match="steps = 4 .*with this data, at least 5"):
+        run.require("steps", minimum=5)
+    runs.start("90_tiny", parameters, **RULES).require("n_queries", maximum=1)  # None asks for no number
+
+
+def test_start_seeds_every_generator_and_quick_scale_has_one_thread(parameters):
+    def draw(seed):
+        runs.start("90_tiny", parameters | {"seed": seed}, **RULES)
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    torch.set_num_threads(2)
+    assert draw(5) == draw(5)
+    assert all(a != b for a, b in zip(draw(5), draw(6), strict=True))
+    assert torch.get_num_threads() == 1
+    draw(2**80)
+
+
+def test_full_scale_leaves_the_threads(parameters):
+    torch.set_num_threads(2)
+    runs.start("90_tiny", parameters | {"scale": "full"}, **RULES)
+    assert torch.get_num_threads() == 2
+
+
+def test_a_setup_cell_runs_again_beside_what_the_chapter_has_computed(parameters):
+    parameters["run"] = runs.start("90_tiny", parameters, **RULES)
+    parameters |= {"recall": 87.6, "steps": 9}
+    assert runs.start("90_tiny", parameters, **RULES).steps == 9
+    with pytest.raises(runs.ParameterError, match="steps = 0"):
+        runs.start("90_tiny", parameters | {"steps": 0}, **RULES)
+
+
+def test_the_result_file_tells_what_was_run(parameters):
+    run = runs.start("90_tiny", parameters, **RULES)
+    path = finish(run, details={"ranks": [1, 2], "name": "ε"})
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert path.parent == run.out_dir
+    assert path.name.startswith("90_tiny-quick-s3-") and path.suffix == ".json"
+    assert record["schema"] == 1
+    assert record["parameters"] == {
+        "scale": "quick", "seed": 3, "eps": 8 / 255, "steps": 4, "n_queries": None, "targeted": True, "device": "cpu",
+    }  # fmt: skip
+    assert record["metrics"] == {"R@1": {"value": 87.6, "n": 10, "spread": 0.3}}
+    assert (record["protocol"], record["mode"], record["seed"]) == ("toy", "fixed", 3)
+    assert record["packages"]["torch"] == provenance.versions()["torch"]
+    assert record["device"]["name"] == "cpu" and record["device"]["torch_threads"] == 1
+    assert record["started"].endswith("+00:00") and 0 <= record["wall_seconds"] < 60
+    assert 10**7 < record["peak_memory_bytes"] < 10**12 and record["peak_device_memory_bytes"] is None
+    assert record["details"] == {"ranks": [1, 2], "name": "ε"}
+    assert str(run.out_dir) not in path.read_text(encoding="utf-8")
+    log = run.log.read_text(encoding="utf-8").splitlines()
+    assert len(log) == 2 and " start " in log[0] and path.name in log[1]
+
+
+def test_file_names_differ_with_what_is_computed_and_only_with_that(parameters, tmp_path):
+    def name(**changes):
+        return runs.start("90_tiny", parameters | changes, **RULES).log.name
+
+    assert name() == name(eps=8 / 255) == name(out_dir=str(tmp_path / "elsewhere")) == name(device="auto")
+    assert len({name(), name(eps=0.5), name(seed=4), name(scale="full"), name(steps=5)}) == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metrics": {}}, "at least one metric"),
+        ({"metrics": {"R@1": 87.6}}, "The metric R@1 is 87.6; give runs.measured"),
+        ({"metrics": {"R@1": runs.measured(float("nan"), n=5)}}, "The metric R@1 is .*finite"),
+        ({"metrics": {"R@1": runs.measured(1, n=5, spread=float("inf"))}}, "The metric R@1 is .*finite"),
+        ({"metrics": {"R@1": runs.measured(1, n=0)}}, "n at least 1"),
+        ({"mode": "quick"}, 'mode = \'quick\' .*"fixed" or "reference"'),
+        ({"details": {"loss": float("nan")}}, "None for NaN"),
+        ({"details": {"loss": torch.zeros(1)}}, "tolist"),
+    ],
+)
+def test_a_result_that_says_nothing_is_not_written(parameters, changes, message):
+    run = runs.start("90_tiny", parameters, **RULES)
+    with pytest.raises(ValueError, match=message):
+        finish(run, **changes)
+    assert [path.suffix for path in run.out_dir.iterdir()] == [".log"]
+    finish(run)  # a mistake put right can still be finished
+
+
+def test_measured_takes_tensors_and_numpy_numbers():
+    assert runs.measured(torch.tensor(2.5), n=np.int64(4)) == runs.measured(2.5, n=4)
+    with pytest.raises(TypeError):
+        runs.measured(2.5, n=4.0)
+
+
+def test_finish_twice_is_an_error(parameters):
+    run = runs.start("90_tiny", parameters, **RULES)
+    finish(run)
+    with pytest.raises(RuntimeError, match="has finished"):
+        finish(run)
+
+
+def test_a_failed_write_leaves_neither_result_nor_temporary_file(tmp_path, monkeypatch):
+    def full_disk(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        records.write(tmp_path / "result.json", {"schema": 1})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_commit_is_that_of_the_source_tree_and_says_when_it_was_changed(tmp_path):
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    assert provenance.commit(tmp_path) is None
+    git("init")
+    assert provenance.commit(tmp_path) is None
+    source = tmp_path / "robret_lib" / "data.py"
+    source.parent.mkdir()
+    source.write_text("a = 1\n")
+    assert provenance.commit(source.parent) is None  # inside a checkout, but not its root
+    git("add", ".")
+    git("commit", "-m", "first")
+    (tmp_path / "result.json").write_text("{}")
+    assert provenance.commit(tmp_path) == git("rev-parse", "HEAD")
+    source.write_text("a = 2\n")
+    assert provenance.commit(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
+
+
+WRITER = f"""
+import os, random, signal, sys, time
+from pathlib import Path
+{SETUP.split("run =")[0]}
+RULES = dict(scale=runs.choice("full"), seed=runs.integer(), device=runs.choice("cpu"), out_dir=runs.folder())
+
+def write(seed, fill, size):
+    values = dict(scale="full", seed=seed, device="cpu", out_dir=sys.argv[1])
+    run = runs.start("90_tiny", values, **RULES)
+    {FINISH % "dict(fill=[fill] * size)"}
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
+def test_sigkill_at_any_moment_leaves_whole_results(tmp_path):
+    killer = """
+random.seed(0)
+write(0, "before", 10)
+for _ in range(25):
+    child = os.fork()
+    while child == 0:
+        write(0, "again", random.randrange(1, 100_000))
+    time.sleep(random.uniform(0.02, 0.15))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+"""
+    process = python(WRITER.replace("sys.argv[1]", repr(str(tmp_path))) + killer)
+    assert process.wait() == 0, process.stderr.read()
+    (result,) = tmp_path.glob("*.json")
+    assert set(json.loads(result.read_text())["details"]["fill"]) == {"again"}
+
+
+def test_two_processes_that_write_to_one_folder_do_not_damage_each_other(tmp_path):
+    script = (
+        WRITER.replace("sys.argv[1]", repr(str(tmp_path))) + "for seed in range(50): write(seed, %r, 3000)"
+    )
+    processes = [python(script % name) for name in ("first", "second")]
+    for process in processes:
+        assert process.wait() == 0, process.stderr.read()
+    written = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    assert sorted(record["seed"] for record in written) == list(range(50))
+    assert all(len(set(record["details"]["fill"])) == 1 for record in written)
+    assert len(list(tmp_path.iterdir())) == 100  # a result and a log for each, and nothing else
+
+
+@pytest.fixture
+def papermill(tmp_path):
+    """Runs a tiny chapter with papermill, from a folder of its own: ``(process, executed notebook, out_dir)``."""
+    pytest.importorskip("papermill")
+    pytest.importorskip("ipykernel")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+
+    def execute(cells, *arguments):
+        parameters = (
+            'scale: str = "quick"\nseed: int = 0\neps: float = 0.1\ndevice: str = "cpu"\nout_dir: str = "out"'
+        )
+        sources = [parameters, SETUP, "recall = 80.0  # a literal, but no parameter", SETUP, *cells]
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+        notebook.cells[0].metadata.tags = ["parameters"]
+        notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(notebook, tmp_path / "90_tiny.ipynb")
+        command = [
+            sys.executable,
+            "-m",
+            "papermill",
+            "--no-progress-bar",
+            "../90_tiny.ipynb",
+            "executed.ipynb",
+        ]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        process = subprocess.run(
+            [*command, *arguments],
+            cwd=elsewhere,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return process, nbformat.read(elsewhere / "executed.ipynb", as_version=4), elsewhere / "out"
+
+    return execute
+
+
+def test_papermill_runs_a_chapter_from_any_folder(papermill):
+    arguments = ["-p", "scale", "full", "-p", "seed", "1", "-p", "eps", "8/255"]
+    process, notebook, out_dir = papermill([FINISH % "None"], *arguments)
+    assert process.returncode == 0, process.stderr
+    (result,) = out_dir.glob("90_tiny-full-s1-*.json")
+    assert json.loads(result.read_text())["parameters"]["eps"] == 8 / 255
+    assert not [output for cell in notebook.cells[:-1] for output in cell.outputs]  # start prints nothing
+
+
+def test_papermill_with_a_misspelt_parameter_fails_before_anything_runs(papermill):
+    process, notebook, out_dir = papermill([FINISH % "None"], "-p", "sed", "1")
+    assert process.returncode != 0
+    assert "There is no parameter sed (given: 1). Did you mean seed?" in process.stderr
+    assert not out_dir.exists()
+
+
+def test_a_crash_leaves_the_executed_notebook_and_the_log_but_no_result(papermill):
+    process, notebook, out_dir = papermill(["never = 1 / 0", FINISH % "None"])
+    assert process.returncode != 0
+    errors = [
+        output.ename for cell in notebook.cells for output in cell.get("outputs", []) if "ename" in output
+    ]
+    assert errors == ["ZeroDivisionError"]
+    (log,) = out_dir.iterdir()
+    assert log.suffix == ".log"
+    text = log.read_text(encoding="utf-8")
+    assert (
+        text.count("ZeroDivisionError: division by zero") == 1
+    )  # by the second run only, the first was replaced
+    assert "never = 1 / 0" in text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_auto_takes_the_gpu_and_records_it(parameters):
+    run = runs.start("90_tiny", parameters | {"device": "auto"}, **RULES)
+    assert run.device.type == "cuda"
+    torch.zeros(1000, device=run.device)
+    record = json.loads(finish(run).read_text())
+    assert record["device"]["name"] == torch.cuda.get_device_name()
+    assert record["peak_device_memory_bytes"] >= 4000
