@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
+
 from fingerprints import fingerprint
 from outputs import failure, objections, with_outputs
 
@@ -50,14 +51,15 @@ class Chapter:
         return self.last_run().get("fingerprint") == fingerprint(self.path, self.root)
 
     def expected_seconds(self) -> float:
-        return self.last_run().get("seconds") or stated_seconds(self.path)
+        return self.last_run().get("seconds") or stated_seconds(self.path) or 120.0
 
 
-def stated_seconds(path: Path) -> float:
-    """Runtime in the promise box ("quick scale 90 s", "quick: 2 min"); 120 where none is stated."""
+def stated_seconds(path: Path) -> float | None:
+    """Quick-scale runtime that the promise box states, such as "60 s at quick scale" or "quick: 2 min"."""
     cells = nbformat.read(path, as_version=4).cells
-    found = re.search(r"quick[^.\n]*?(\d+)\s*(s|min)", cells[0].source if cells else "")
-    return float(found[1]) * (60 if found[2] == "min" else 1) if found else 120.0
+    sentences = re.split(r"[.;]\s|\n-", cells[0].source if cells else "")
+    found = [re.search(r"(\d+)\s*(s|min)", sentence) for sentence in sentences if "quick" in sentence]
+    return next((float(f[1]) * (60 if f[2] == "min" else 1) for f in found if f), None)
 
 
 def write(path: Path, text: str) -> None:
@@ -108,9 +110,10 @@ def run(chapter: Chapter, store: bool) -> str:
 
 
 def words(seconds: float) -> str:
-    """A duration for people: "48 s", "2 min 3 s"."""
+    """A duration for people: "48 s", "2 min 3 s", "3 min"."""
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    parts = [f"{minutes} min"] * bool(minutes) + [f"{rest} s"] * bool(rest or not minutes)
+    return " ".join(parts)
 
 
 class Progress:
@@ -152,7 +155,8 @@ def run_all(chapters: list[Chapter], workers: int, store: bool) -> dict[Chapter,
         progress.started(chapter)
         return chapter, run(chapter, store)
 
-    with ThreadPoolExecutor(workers) as pool:
+    pool = ThreadPoolExecutor(workers)
+    try:
         open_jobs = {pool.submit(job, chapter) for chapter in chapters}
         while open_jobs:
             done, open_jobs = wait(open_jobs, timeout=PATIENCE, return_when=FIRST_COMPLETED)
@@ -161,6 +165,8 @@ def run_all(chapters: list[Chapter], workers: int, store: bool) -> dict[Chapter,
                 failures |= {chapter: trouble} if trouble else {}
             if not done:
                 progress.going_on()
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C no other chapter begins
     return failures
 
 
@@ -193,7 +199,11 @@ def main() -> int:
     stale = [chapter for chapter in chapters if options.store or not chapter.fresh()]
     if len(stale) < len(chapters):
         print(f"{len(chapters) - len(stale)} of {len(chapters)} chapters are up to date", flush=True)
-    failures = run_all(stale, options.workers, options.store) if stale else {}
+    try:
+        failures = run_all(stale, options.workers, options.store) if stale else {}
+    except KeyboardInterrupt:
+        print("\nstopped; the chapters that finished need not run again")
+        return 130
     if failures:
         report(failures)
     return 1 if failures else 0

@@ -102,10 +102,12 @@ def map_at_r(
         r: None takes each query's own number of relevant items (Musgrave et al. 2020); a number is the same R for
             all (RobRank prints R = 10). The two are different metrics; neither is mAP.
     """
+    if r is not None and r < 1:
+        raise ValueError(f"r={r}: expected at least 1, or None for each query's own number of relevant items")
     total = 0.0
     for _, distances, relevant in _chunks(queries, gallery, query_labels, gallery_labels, self_excluded):
         depth = relevant.sum(1) if r is None else torch.full((len(relevant),), r, device=relevant.device)
-        nearest = _nearest(distances, min(int(depth.max()), relevant.shape[1]))
+        nearest = _nearest(distances, min(max(1, int(depth.max())), relevant.shape[1]))
         hits = relevant.gather(1, nearest)
         hits &= torch.arange(hits.shape[1], device=hits.device) < depth[:, None]
         total += _average_precision(hits, depth).sum().item()
@@ -120,8 +122,12 @@ def nmi(embeddings: Tensor, labels: Tensor, seed: int = 0) -> float:
         labels: int ``[N]``.
         seed: Of the k-means initialization, the only randomness.
     """
+    if labels.ndim != 1 or len(labels) != len(embeddings) or not torch.isfinite(embeddings).all():
+        shapes = f"{tuple(embeddings.shape)} and {tuple(labels.shape)}"
+        raise ValueError(f"embeddings and labels of shapes {shapes}: expected finite [N, D] and one int class each [N]")
     points = embeddings.detach().float().cpu().contiguous().numpy()
-    kmeans = faiss.Kmeans(points.shape[1], len(labels.unique()), niter=50, seed=seed, max_points_per_centroid=10**6)
+    per_cluster = {"min_points_per_centroid": 1, "max_points_per_centroid": 10**6}  # no warning, and no subsampling
+    kmeans = faiss.Kmeans(points.shape[1], len(labels.unique()), niter=50, seed=seed, **per_cluster)
     kmeans.train(points)
     clusters = kmeans.index.search(points, 1)[1][:, 0]
     return 100 * float(normalized_mutual_info_score(labels.cpu().numpy(), clusters))
@@ -167,9 +173,10 @@ def _nearest(distances: Tensor, k: int) -> Tensor:
 def _check(
     queries: Tensor, gallery: Tensor, query_labels: Tensor, gallery_labels: Tensor, self_excluded: bool | Tensor
 ) -> None:
-    if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1] or not len(gallery):
+    fitting = queries.ndim == gallery.ndim == 2 and queries.shape[1] == gallery.shape[1]
+    if not fitting or not len(queries) or not len(gallery):
         shapes = f"{tuple(queries.shape)} and {tuple(gallery.shape)}"
-        raise ValueError(f"queries and gallery of shapes {shapes}: expected [A, D] and [B, D] with B > 0")
+        raise ValueError(f"queries and gallery of shapes {shapes}: expected [A, D] and [B, D] with A, B > 0")
     if len(query_labels) != len(queries) or len(gallery_labels) != len(gallery):
         counts = f"{len(query_labels)} and {len(gallery_labels)}"
         raise ValueError(f"{counts} labels for {len(queries)} queries and {len(gallery)} gallery items")
@@ -177,3 +184,8 @@ def _check(
         raise ValueError("embeddings hold NaN or infinity: nothing can be ranked by them")
     if self_excluded is True and len(queries) > len(gallery):
         raise ValueError(f"self_excluded=True with {len(queries)} queries and a gallery of {len(gallery)}")
+    if isinstance(self_excluded, Tensor):
+        outside = (self_excluded < 0) | (self_excluded >= len(gallery))
+        if self_excluded.shape != queries.shape[:1] or outside.any():
+            expected = f"a gallery position from 0 to {len(gallery) - 1} for each of the {len(queries)} queries"
+            raise ValueError(f"self_excluded of shape {tuple(self_excluded.shape)}: expected {expected}")

@@ -78,13 +78,14 @@ def pgd(
     start, project = images, _projection(images, budget)
     if budget.random_start:
         start = project(images + _uniform_in_ball(images, budget, generator))
-    adversarial = start.clone()
+    adversarial, undefined = start.clone(), torch.zeros((), dtype=torch.bool, device=images.device)
     with frozen(model), torch.enable_grad():
         for _ in range(budget.steps):
             adversarial.requires_grad_(True)
             gradient = _gradient(model(adversarial), loss_fn, adversarial)
+            undefined |= gradient.isnan().any()  # which sign() would turn into a step of zero; looked at once, below
             adversarial = project(adversarial.detach().sub_(_direction(gradient, budget.norm), alpha=budget.step))
-    if adversarial.isnan().any():
+    if undefined:
         raise FloatingPointError("the gradient became NaN: does the loss take a square root or a logarithm of 0?")
     return adversarial
 
@@ -117,8 +118,8 @@ def _gradient(embeddings: Tensor, loss_fn: Loss, images: Tensor) -> Tensor:
 
 def _direction(gradient: Tensor, norm: str) -> Tensor:
     if norm == "linf":
-        return gradient.sign_()
-    return gradient.div_(_lengths(gradient).clamp_(min=1e-12))
+        return gradient.sign()
+    return gradient / _lengths(gradient).clamp_(min=1e-12)
 
 
 def _projection(images: Tensor, budget: PGD) -> Callable[[Tensor], Tensor]:

@@ -6,16 +6,16 @@ signature: ``images [B, C, H, W]`` (uint8, or float in [0, 1]) are gallery items
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import cached_property
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from robret_lib.attacks.pgd import PGD, Loss, pgd
-from robret_lib.attacks.ranking_losses import QueryHinges, SortedDistances, row_distance
+from robret_lib.attacks.pgd import PGD, Loss, frozen, pgd
+from robret_lib.attacks.ranking_losses import QueryHinges, SortedDistances, gallery_distance, row_distance
 from robret_lib.data import as_float
-from robret_lib.metrics import pairwise_distance
 from robret_lib.mining import Mode
 from robret_lib.models import Distance, EmbeddingModel, embed
 
@@ -38,6 +38,10 @@ class Gallery:
     embeddings: Tensor
     distance: Distance = "N"
 
+    def __post_init__(self) -> None:
+        if self.embeddings.ndim != 2 or len(self.embeddings) < 2:
+            raise ValueError(f"embeddings {tuple(self.embeddings.shape)}: expected [N, D] with N of at least 2")
+
     @classmethod
     def of(cls, model: EmbeddingModel, images: Tensor) -> "Gallery":
         """Embed gallery images ``[N, C, H, W]``."""
@@ -46,13 +50,23 @@ class Gallery:
     def __len__(self) -> int:
         return len(self.embeddings)
 
+    @cached_property
+    def squares(self) -> Tensor:
+        """Squared length of every item, ``[N]``."""
+        return self.embeddings.square().sum(1)
+
     def distances(self, positions: Tensor) -> Tensor:
         """Distances ``[*, N]`` from the items at ``positions [*]`` to all items."""
-        queries = self.embeddings[positions.flatten()]
-        return pairwise_distance(queries, self.embeddings, self.distance).view(*positions.shape, len(self))
+        return self.distances_from(self.embeddings[positions.flatten()]).view(*positions.shape, len(self))
+
+    def distances_from(self, queries: Tensor) -> Tensor:
+        """Distances ``[A, N]`` from any embeddings ``[A, D]`` to all items."""
+        return gallery_distance(queries, self.embeddings, self.squares, self.distance)
 
     def nearest(self, own: Tensor, size: int, chunk: int = 1024) -> Tensor:
         """Positions ``[B, size]`` of the nearest items of the items ``own [B]``, in order, themselves excluded."""
+        if size >= len(self):
+            raise ValueError(f"{size} neighbors wanted of an item of a gallery of {len(self)}: use a larger gallery")
         nearest = []
         for part in own.split(chunk):
             distances = self.distances(part).scatter_(1, part[:, None], torch.inf)
@@ -110,7 +124,7 @@ def candidate_attack(
         batch_size: Images at once; changes speed and memory, not the result.
         progress: Show a progress bar.
     """
-    _check(images, own, gallery, n_targets)
+    _check(model, images, own, gallery, direction, n_targets, mode)
     own = own.to(gallery.embeddings.device)
     targets = _draw_targets(gallery, own, direction, n_targets, True, mode, generator)
 
@@ -159,14 +173,14 @@ def query_attack(
     lower from the query's own top 1 % without. Arguments as in `candidate_attack`; ``images`` are the queries,
     ``n_targets`` is m. Mode "reference" may draw the query as its own candidate and counts it in the rank.
     """
-    _check(images, own, gallery, n_targets)
+    _check(model, images, own, gallery, direction, n_targets, mode)
     own = own.to(gallery.embeddings.device)
     targets = _draw_targets(gallery, own, direction, n_targets, direction == "raise", mode, generator)
     signs = _signs(direction, n_targets, gallery)
 
     def plan(rows: slice) -> Plan:
         def loss(embeddings: Tensor) -> Tensor:
-            return QueryHinges.apply(embeddings, gallery.embeddings, targets[rows], signs, gallery.distance).mean(1)
+            return _query_hinges(embeddings, gallery, targets[rows], signs).mean(1)
 
         def rank(embeddings: Tensor) -> tuple[Tensor]:
             return (_percent(_closer(embeddings, gallery, targets[rows], own[rows], mode), gallery),)
@@ -201,7 +215,7 @@ def semantics_preserving_query_attack(
         mode: "reference" also makes xi one number for the batch, from the batch mean, so that there the result
             depends on the batch size.
     """
-    _check(images, own, gallery, n_targets)
+    _check(model, images, own, gallery, direction, n_targets, mode)
     own = own.to(gallery.embeddings.device)
     targets = _draw_targets(gallery, own, direction, n_targets, direction == "raise", mode, generator)
     preserved = _preserved_set(gallery, own, targets, direction)
@@ -210,7 +224,7 @@ def semantics_preserving_query_attack(
 
     def plan(rows: slice) -> Plan:
         def loss(embeddings: Tensor) -> Tensor:
-            hinges = QueryHinges.apply(embeddings, gallery.embeddings, candidates[rows], signs, gallery.distance)
+            hinges = _query_hinges(embeddings, gallery, candidates[rows], signs)
             attack, preservation = hinges[:, :n_targets].mean(1), hinges[:, n_targets:].mean(1)
             return attack + _xi(preservation.detach(), stiffness, mode) * preservation
 
@@ -244,13 +258,14 @@ def _run(
 ) -> RankingResult:
     """Attack batch after batch and measure; the benign ranks come from the gallery's own embeddings."""
     parts = []
-    for start in tqdm(range(0, len(images), batch_size), disable=not progress):
-        rows = slice(start, start + batch_size)
-        batch = as_float(images[rows].to(gallery.embeddings.device))
-        loss, rank = plan(rows)
-        adversarial = pgd(model, batch, loss, budget, generator)
-        benign_rank = rank(gallery.embeddings[own[rows]])[0]
-        parts.append((adversarial.to(images.device), benign_rank, *rank(embed(model, adversarial))))
+    with frozen(model):
+        for start in tqdm(range(0, len(images), batch_size), disable=not progress):
+            rows = slice(start, start + batch_size)
+            batch = as_float(images[rows].to(gallery.embeddings.device))
+            loss, rank = plan(rows)
+            adversarial = pgd(model, batch, loss, budget, generator)
+            benign_rank = rank(gallery.embeddings[own[rows]])[0]
+            parts.append((adversarial.to(images.device), benign_rank, *rank(embed(model, adversarial))))
     attacked, *ranks = (torch.cat(column) for column in zip(*parts, strict=True))
     return RankingResult(attacked, targets.to(images.device), *(rank.to(images.device) for rank in ranks))
 
@@ -291,13 +306,17 @@ def _preserved_set(gallery: Gallery, own: Tensor, targets: Tensor, direction: Di
 def _xi(preservation: Tensor, stiffness: float, mode: Mode) -> Tensor:
     if mode == "fixed":
         return (stiffness * preservation).exp().clamp(max=1e9)
-    exponent = stiffness * preservation.double().mean()
-    return torch.where(exponent < 709, exponent.exp().clamp(max=1e9), 1e7)  # RobRank's value on float overflow
+    xi = (stiffness * preservation.double().mean()).exp()
+    return torch.where(xi.isinf(), 1e7, xi.clamp(max=1e9))  # RobRank's value on float64 overflow
+
+
+def _query_hinges(embeddings: Tensor, gallery: Gallery, candidates: Tensor, signs: Tensor) -> Tensor:
+    return QueryHinges.apply(embeddings, gallery.embeddings, gallery.squares, candidates, signs, gallery.distance)
 
 
 def _closer(embeddings: Tensor, gallery: Gallery, candidates: Tensor, own: Tensor, mode: Mode) -> Tensor:
     """How many gallery items are closer to each query than its candidates, int64 ``[B, m]``."""
-    distances = pairwise_distance(embeddings, gallery.embeddings, gallery.distance)
+    distances = gallery.distances_from(embeddings)
     to_candidate = distances.gather(1, candidates)
     if mode == "fixed":
         distances.scatter_(1, own[:, None], torch.inf)
@@ -313,7 +332,21 @@ def _signs(direction: Direction, count: int, gallery: Gallery) -> Tensor:
     return torch.full((count,), 1.0 if direction == "raise" else -1.0, device=gallery.embeddings.device)
 
 
-def _check(images: Tensor, own: Tensor, gallery: Gallery, n_targets: int) -> None:
+def _check(
+    model: EmbeddingModel,
+    images: Tensor,
+    own: Tensor,
+    gallery: Gallery,
+    direction: Direction,
+    n_targets: int,
+    mode: Mode,
+) -> None:
+    if direction not in get_args(Direction):
+        raise ValueError(f"direction={direction!r}: expected 'raise' or 'lower'")
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode={mode!r}: expected 'fixed' or 'reference'")
+    if model.distance != gallery.distance:
+        raise ValueError(f"the model's distance is {model.distance!r}, the gallery's {gallery.distance!r}")
     if len(images) != len(own) or not len(images):
         raise ValueError(f"{len(images)} images and {len(own)} gallery positions: expected one position per image")
     if own.min() < 0 or own.max() >= len(gallery):

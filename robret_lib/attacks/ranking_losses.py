@@ -107,6 +107,6 @@ class QueryHinges(torch.autograd.Function):
             by_distance.scatter_add_(1, candidate[:, None], (weight * active.sum(1))[:, None])
         if ctx.distance == "C":
             return -(by_distance @ gallery), None, None, None, None, None
-        by_distance /= distances.clamp_(min=1e-6)  # at d = 0, q - x below is 0 too
+        by_distance /= distances.masked_fill(distances == 0, torch.inf)  # an item at the query itself has no slope
         total = by_distance.sum(1, keepdim=True) * queries
         return total.addmm_(by_distance, gallery, alpha=-1), None, None, None, None, None

@@ -1,0 +1,242 @@
+"""The lint of chapters: each rule is one small test, run on every chapter; messages name the cell."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import NotebookNode
+
+from execute import stated_seconds
+from outputs import objections
+
+ROOT = Path(__file__).resolve().parent.parent
+CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
+KILOBYTE = 1024
+
+
+@pytest.fixture(scope="module", params=CHAPTERS, ids=lambda path: path.stem)
+def path(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def chapter(path: Path) -> NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def tags(cell: NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def outside_solutions(chapter: NotebookNode) -> Iterator[NotebookNode]:
+    """Cells in order, without those between a solution's start and its end."""
+    inside = False
+    for cell in chapter.cells:
+        inside = inside or "{solution-start}" in cell.source
+        if not inside:
+            yield cell
+        inside = inside and "{solution-end}" not in cell.source
+
+
+def code_cells(chapter: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in chapter.cells if cell.cell_type == "code"]
+
+
+def argument(chapter: NotebookNode) -> list[NotebookNode]:
+    """Code cells that a reader reads: neither folded input nor the solution of an exercise."""
+    return [c for c in outside_solutions(chapter) if c.cell_type == "code" and "hide-input" not in tags(c)]
+
+
+def lines(cell: NotebookNode) -> list[str]:
+    """Lines of code: neither blank nor only a comment."""
+    return [line for line in cell.source.splitlines() if line.strip() and not line.strip().startswith("#")]
+
+
+def words(markdown: str) -> int:
+    """Words of prose: tables, displayed formulas and the lines of directives do not count."""
+    prose = re.sub(r"\$\$.*?\$\$", "", markdown, flags=re.DOTALL)
+    prose = re.sub(r"^\s*(\||:::|```|:[a-z-]+:|---).*$", "", prose, flags=re.MULTILINE)
+    return len([word for word in prose.split() if re.search(r"\w", word)])
+
+
+def images(chapter: NotebookNode) -> list[tuple[NotebookNode, bytes]]:
+    found = []
+    for cell in code_cells(chapter):
+        for output in cell.outputs:
+            data = output.get("data", {}).get("image/png")
+            found += [(cell, base64.b64decode(data))] if data else []
+    return found
+
+
+# The anatomy: each part is found by what marks it, and the parts stand in this order.
+ANATOMY = {
+    "title": lambda cell: cell.source.startswith("# "),
+    "parameters": lambda cell: "parameters" in tags(cell),
+    "setup, with runs.start": lambda cell: cell.cell_type == "code" and "runs.start(" in cell.source,
+    "definition or theorem": lambda cell: bool(
+        re.search(r"\{prf:(definition|theorem|proposition|lemma)", cell.source)
+    ),
+    "checks": lambda cell: cell.cell_type == "code" and cell.id == "checks",
+    "results, with run.finish": lambda cell: cell.cell_type == "code" and "run.finish(" in cell.source,
+    "pitfalls": lambda cell: bool(re.search(r"^## Pitfalls", cell.source, re.MULTILINE)),
+    "full-scale table": lambda cell: bool(re.search(r"^## Full[- ]scale", cell.source, re.MULTILINE)),
+    "exercises": lambda cell: bool(re.search(r"^## Exercises", cell.source, re.MULTILINE)),
+    "summary": lambda cell: bool(re.search(r"^## Summary", cell.source, re.MULTILINE)),
+    "further reading": lambda cell: bool(re.search(r"^##+ Further reading", cell.source, re.MULTILINE)),
+}
+
+
+def test_anatomy(chapter):
+    places = {part: [i for i, c in enumerate(chapter.cells) if mark(c)] for part, mark in ANATOMY.items()}
+    assert not [part for part, found in places.items() if not found], "parts that are missing"
+    first = [found[0] for found in places.values()]
+    assert first == sorted(first), f"parts out of order: {dict(zip(places, first, strict=True))}"
+
+
+def test_promise_box(chapter):
+    box = chapter.cells[0].source
+    assert "{admonition}" in box
+    assert "{cite" in box, "names no paper"
+    missing = [word for word in ("You learn", "You need", "Runtime", "quick", "full") if word not in box]
+    assert not missing, f"the promise box does not say: {missing}"
+
+
+def test_promise_box_states_the_runtime(path):
+    assert stated_seconds(path), 'say it with numerals, such as "Runtime 60 s at quick scale"'
+
+
+def test_parameters(chapter):
+    cells = [cell for cell in chapter.cells if "parameters" in tags(cell)]
+    assert len(cells) == 1
+    tree = ast.parse(cells[0].source)
+    bare = [line for line in lines(cells[0]) if not re.match(r"\w+: [^=]+ = .+  # .+", line)]
+    assert not bare, "without annotation or without comment"
+    for node in tree.body:
+        assert isinstance(node, ast.AnnAssign), ast.unparse(node)
+        ast.literal_eval(node.value)
+
+
+def test_checks_assert_properties(chapter):
+    (cell,) = (cell for cell in chapter.cells if cell.id == "checks")
+    asserts = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Assert)]
+    assert len(asserts) >= 3
+
+
+def test_exercises_have_folded_solutions(chapter):
+    text = "\n".join(cell.source for cell in chapter.cells if cell.cell_type == "markdown")
+    exercises = re.findall(r"\{exercise(?:-start)?\}[^\n]*\n:label: (\S+)", text)
+    solutions = dict(re.findall(r"\{solution(?:-start)?\} (\S+)\n((?::[^\n]*\n)*)", text))
+    assert len(exercises) >= 3
+    assert set(exercises) == set(solutions)
+    assert not [label for label, options in solutions.items() if ":class: dropdown" not in options]
+
+
+def test_summary_has_five_lines(chapter):
+    text = "\n".join(cell.source for cell in chapter.cells)
+    summary = re.split(r"^##+ Summary$", text, flags=re.MULTILINE)[-1].split("\n## ")[0].split("\n### ")[0]
+    assert len(re.findall(r"^[-*] |^\d\. ", summary, re.MULTILINE)) == 5
+
+
+def test_length_of_the_prose(chapter):
+    cells = list(outside_solutions(chapter))
+    written = sum(words(cell.source) for cell in cells if cell.cell_type == "markdown")
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    printed = sum(words("".join(output.get("data", {}).get("text/markdown", ""))) for output in outputs)
+    assert 1800 <= written + printed <= 2800
+
+
+def test_length_of_the_code(chapter):
+    long = sum(len(lines(cell)) for cell in argument(chapter))
+    assert long <= 150
+    assert len(argument(chapter)) <= 25
+
+
+def test_functions_are_short(chapter):
+    for cell in code_cells(chapter):
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 15, f"{node.name} in {cell.id}"
+
+
+def test_no_line_ends_in_a_semicolon(chapter):
+    found = [cell.id for cell in code_cells(chapter) for line in lines(cell) if line.rstrip().endswith(";")]
+    assert not found, "nbval prints the value all the same; write _ = ..."
+
+
+def test_no_shell_and_no_magic(chapter):
+    found = [cell.id for cell in code_cells(chapter) for line in lines(cell) if line.lstrip()[0] in "%!"]
+    assert not found, "a chapter installs nothing and calls no shell"
+
+
+def test_no_absolute_path(chapter):
+    for cell in code_cells(chapter):
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not re.match(r"~/|/\w+/|[A-Za-z]:[\\/]", node.value), f"{node.value!r} in {cell.id}"
+
+
+def test_no_device_by_name(chapter):
+    allowed = {"parameters", "setup"}
+    assert not [cell.id for cell in code_cells(chapter) if "cuda" in cell.source and cell.id not in allowed]
+
+
+def test_figures_are_few_and_small(chapter, path):
+    found = images(chapter)
+    assert len(found) <= 6
+    large = {cell.id: len(data) for cell, data in found if len(data) > 60 * KILOBYTE}
+    assert not large, "bytes of figures above 60 KB"
+    assert path.stat().st_size <= 500 * KILOBYTE
+
+
+def test_figures_are_described(chapter):
+    for cell, _ in images(chapter):
+        alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
+        assert len(alt) >= 20, f"{cell.id} needs metadata mystnb: image: alt, in words"
+
+
+def test_pictures_in_the_text_are_described(chapter):
+    for cell in chapter.cells:
+        assert "![](" not in cell.source, cell.id
+        for directive in re.findall(r"\{(?:figure|image)\}[^\n]*\n((?::[^\n]*\n)*)", cell.source):
+            assert ":alt:" in directive, cell.id
+
+
+def test_cell_ids_are_given_by_hand(chapter):
+    assert (chapter.nbformat, chapter.nbformat_minor) == (4, 5)
+    random = [cell.id for cell in chapter.cells if not re.fullmatch(r"[a-z][a-z0-9-]{2,}", cell.id)]
+    random += [cell.id for cell in chapter.cells if re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f-]*)?", cell.id)]
+    assert not random, "give them names such as fig-margin"
+
+
+def test_nothing_of_a_run_but_its_outputs(chapter):
+    assert "papermill" not in json.dumps(chapter.metadata)
+    assert not [cell.id for cell in chapter.cells if {"execution", "papermill"} & set(cell.metadata)]
+    assert not [cell.id for cell in chapter.cells if "injected-parameters" in tags(cell)]
+
+
+def test_every_cell_was_run_in_order(chapter):
+    counts = [cell.execution_count for cell in code_cells(chapter)]
+    assert counts == list(range(1, len(counts) + 1)), (
+        "make chapters runs the chapters and stores their outputs"
+    )
+
+
+def test_outputs_can_be_stored(chapter):
+    assert not objections(chapter, ROOT)
+
+
+def test_outputs_repeat(chapter):
+    """No addresses of objects: they differ from run to run."""
+    for cell in code_cells(chapter):
+        assert not re.search(r"\bat 0x[0-9a-f]{6,}", json.dumps(cell.outputs)), cell.id
+
+
+def test_no_errors_are_stored(chapter):
+    assert not [c.id for c in code_cells(chapter) for output in c.outputs if output.output_type == "error"]

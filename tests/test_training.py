@@ -1,0 +1,481 @@
+"""Training: one loop against the same loop written out, and real kills at any moment without a trace in the weights."""
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from robret_lib import training
+from robret_lib.data import Split
+from robret_lib.mining import spc2_epoch
+from robret_lib.training import Schedule, save_atomically, seeded, train
+
+ROOT = Path(__file__).parents[1]
+SCHEDULE = Schedule(steps=20, pairs=8, lr=1e-2, weight_decay=1e-3, seed=5)
+EPOCH = 5  # batches of eight pairs from 37 images
+
+# Everything below is imported by name in processes of its own that get killed; it must stay importable and quick.
+
+
+def some_split():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(37) % 4
+    patterns = torch.rand(4, 1, 6, 6, generator=generator)[labels]
+    return Split(0.5 * patterns + 0.5 * torch.rand(37, 1, 6, 6, generator=generator), labels)
+
+
+def small_model():
+    """With dropout and batch statistics: everything that a resumed training could get wrong."""
+    torch.manual_seed(1)
+    layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2), nn.Linear(64, 5)
+    return nn.Sequential(*layers)
+
+
+class ScaledTriplets(nn.Module):
+    """A triplet loss with a weight of its own and a draw from the generator; counts its calls."""
+
+    def __init__(self, pause=0.0):
+        super().__init__()
+        self.margin, self.pause, self.calls = nn.Parameter(torch.tensor(0.5)), pause, 0
+
+    def forward(self, model, images, labels, generator):
+        time.sleep(self.pause)
+        self.calls += 1
+        e = nn.functional.normalize(model(images), dim=1)
+        noise = torch.rand(len(e) // 2, generator=generator)
+        negative = e[2:].roll(-1, 0)[:: len(e) - 3].mean(0)
+        anchored = (e[0::2] - e[1::2]).norm(dim=1) - (e[0::2] - negative).norm(dim=1)
+        return (anchored + self.margin + 0.1 * noise).relu().mean() + self.margin.square()
+
+
+def norm_of_weights(model):
+    """A validation that says something about the weights, and that it is called as promised."""
+    assert not model.training and not torch.is_grad_enabled()
+    return {"norm": sum(weight.norm().item() for weight in model.parameters())}
+
+
+def run_training(folder, steps=SCHEDULE.steps, pause=0.0):
+    """Train from the checkpoint in the folder, if any, and leave the outcome there."""
+    torch.set_num_threads(1)
+    folder, model, objective = Path(folder), small_model(), ScaledTriplets(pause)
+    schedule = SCHEDULE._replace(steps=steps)
+    history = train(model, some_split(), objective, schedule, folder / "checkpoint", 3, norm_of_weights, 7)
+    save_atomically(
+        {"model": model.state_dict(), "objective": objective.state_dict(), "history": history}, folder / "end"
+    )
+
+
+def write_forever(path, size):
+    """Files full of one number, the next always larger, each written atomically."""
+    number = 0
+    while True:
+        number += 1
+        save_atomically({"number": number, "payload": torch.full((size,), float(number))}, Path(path))
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Starts processes quickly: they fork from a server that has torch imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "robret_lib.training"])
+    return context
+
+
+def killed_until_done(processes, arguments, waits):
+    """Run `run_training`, kill -9 after each of the waits (seconds) and start again; then let it end."""
+    killed = 0
+    for wait in [*waits, 120]:
+        process = processes.Process(target=run_training, args=arguments)
+        process.start()
+        process.join(wait)
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            killed += 1
+            assert process.exitcode == -signal.SIGKILL and wait < 120
+        else:
+            assert process.exitcode == 0
+            break
+    return killed
+
+
+def loaded(path):
+    return torch.load(path, weights_only=True)
+
+
+def assert_same(actual, expected):
+    """Nested dictionaries and lists of tensors and numbers, bit for bit."""
+    assert type(actual) is type(expected)
+    if isinstance(expected, dict):
+        assert list(actual) == list(expected)
+        for key in expected:
+            assert_same(actual[key], expected[key])
+    elif isinstance(expected, list):
+        assert len(actual) == len(expected)
+        for left, right in zip(actual, expected, strict=True):
+            assert_same(left, right)
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(actual, expected)
+    else:
+        assert actual == expected
+
+
+# The loop itself
+
+
+def trained(**changes):
+    model, objective = small_model(), ScaledTriplets()
+    history = train(model, some_split(), objective, SCHEDULE, **changes)
+    return model, objective, history
+
+
+def test_the_loop_is_the_one_written_out():
+    """Adam on model and objective, batches and draws from their seeds, bit for bit."""
+    model, objective, split = small_model(), ScaledTriplets(), some_split()
+    adam = torch.optim.Adam([*model.parameters(), *objective.parameters()], lr=1e-2, weight_decay=1e-3)
+    losses = []
+    for step in range(20):
+        epoch, place = divmod(step, EPOCH)
+        batches = list(spc2_epoch(split.labels, 8, seeded(torch.device("cpu"), 5, 0, epoch)))
+        assert len(batches) == EPOCH
+        generator = seeded(torch.device("cpu"), 5, 1, step, 0)
+        torch.manual_seed(generator.initial_seed())
+        model.train()
+        loss = objective(model, split.images[batches[place]], split.labels[batches[place]], generator)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        losses.append(loss.item())
+    actual, its_objective, history = trained(validate_every=8)
+    assert_same(actual.state_dict(), model.state_dict())
+    assert torch.equal(its_objective.margin, objective.margin) and objective.margin != 0.5
+    assert [entry["step"] for entry in history] == [8, 16, 20]
+    for entry, part in zip(history, (losses[:8], losses[8:16], losses[16:]), strict=True):
+        assert entry["loss"] == pytest.approx(sum(part) / len(part), rel=1e-12)
+
+
+def test_bytes_are_trained_on_as_floats():
+    split = some_split()
+    as_bytes = Split((split.images * 255).round().to(torch.uint8), split.labels)
+    results = []
+    for data in (as_bytes, Split(as_bytes.images.float() / 255, split.labels)):
+        results.append(small_model())
+        train(results[-1], data, ScaledTriplets(), SCHEDULE)
+    assert_same(results[0].state_dict(), results[1].state_dict())
+
+
+def test_validation_and_its_place_in_the_history():
+    model, _, history = trained(validate=norm_of_weights, validate_every=20)
+    assert [sorted(entry) for entry in history] == [["loss", "norm", "step"]]
+    assert history[0]["norm"] == norm_of_weights_quietly(model)
+
+
+@torch.no_grad()
+def norm_of_weights_quietly(model):
+    return norm_of_weights(model.eval())["norm"]
+
+
+def test_how_often_one_looks_does_not_change_the_weights(tmp_path):
+    plain, _, _ = trained()
+    watched, _, _ = trained(
+        checkpoint=tmp_path / "c", checkpoint_every=1, validate=norm_of_weights, validate_every=1, progress=True
+    )
+    assert_same(watched.state_dict(), plain.state_dict())
+
+
+def test_the_seed_decides_the_batches():
+    results = []
+    for seed in (5, 6, 5):
+        results.append(small_model())
+        train(results[-1], some_split(), ScaledTriplets(), SCHEDULE._replace(seed=seed))
+    assert_same(results[0].state_dict(), results[2].state_dict())
+    assert not torch.equal(results[0][0].weight, results[1][0].weight)
+
+
+def test_training_draws_nothing_from_the_global_generator():
+    torch.manual_seed(9)
+    expected = torch.rand(3)
+    torch.manual_seed(9)
+    model = small_model.__wrapped__() if hasattr(small_model, "__wrapped__") else nn.Linear(36, 2)
+    flat = nn.Sequential(nn.Flatten(), model)
+    torch.manual_seed(9)
+    train(flat, some_split(), ScaledTriplets(), SCHEDULE)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_frozen_weights_stay():
+    model = small_model()
+    model[0].weight.requires_grad_(False)
+    before = model[0].weight.clone()
+    train(model, some_split(), ScaledTriplets(), SCHEDULE)
+    assert torch.equal(model[0].weight, before) and model[0].weight.grad is None
+
+
+def test_seeds_are_a_function_of_every_number():
+    device = torch.device("cpu")
+    keys = [(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 1, 2), (2, 1, 0)]
+    assert len({seeded(device, *key).initial_seed() for key in keys}) == len(keys)
+    assert torch.equal(torch.rand(3, generator=seeded(device, 4, 2)), torch.rand(3, generator=seeded(device, 4, 2)))
+
+
+@pytest.mark.parametrize("start", range(2 * EPOCH + 1))
+@pytest.mark.parametrize("world", [1, 2])
+def test_batches_go_on_where_they_stopped(start, world):
+    labels = some_split().labels
+    for rank in range(world):
+        whole = islice(training._batches(labels, SCHEDULE, 0, rank, world), start, start + 7)
+        later = islice(training._batches(labels, SCHEDULE, start, rank, world), 7)
+        assert_same(list(later), list(whole))
+
+
+# Checkpoints
+
+
+class Interrupted(Exception):
+    pass
+
+
+class InterruptedTriplets(ScaledTriplets):
+    """Fails at its n-th call."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.last = last
+
+    def forward(self, *arguments):
+        if self.calls == self.last:
+            raise Interrupted
+        return super().forward(*arguments)
+
+
+@pytest.mark.parametrize("stop", range(1, 20))
+def test_stopped_at_any_step_and_resumed_it_ends_the_same(stop, tmp_path):
+    """Across ends of epochs (5), checkpoints (3) and history entries (7)."""
+    expected, objective, history = trained(validate=norm_of_weights, validate_every=7)
+    arguments = SCHEDULE, tmp_path / "checkpoint", 3, norm_of_weights, 7
+    with pytest.raises(Interrupted):
+        train(small_model(), some_split(), InterruptedTriplets(stop), *arguments)
+    model, resumed = small_model(), ScaledTriplets()
+    again = train(model, some_split(), resumed, *arguments)
+    assert resumed.calls == 20 - stop // 3 * 3
+    assert_same(model.state_dict(), expected.state_dict())
+    assert torch.equal(resumed.margin, objective.margin)
+    assert_same(again, history)
+
+
+def test_a_finished_training_is_not_trained_again(tmp_path):
+    model, _, history = trained(checkpoint=tmp_path / "checkpoint")
+    again, objective = small_model(), ScaledTriplets()
+    assert_same(train(again, some_split(), objective, SCHEDULE, tmp_path / "checkpoint"), history)
+    assert objective.calls == 0
+    assert_same(again.state_dict(), model.state_dict())
+
+
+def test_the_checkpoint_holds_no_code(tmp_path):
+    """weights_only refuses everything that could run on loading."""
+    trained(checkpoint=tmp_path / "sub" / "checkpoint", validate=norm_of_weights)
+    state = loaded(tmp_path / "sub" / "checkpoint")
+    assert state["step"] == 20 and state["schedule"] == SCHEDULE._asdict()
+    assert os.listdir(tmp_path / "sub") == ["checkpoint"]
+
+
+@pytest.mark.parametrize("change", [{"steps": 21}, {"pairs": 4}, {"lr": 1e-3}, {"weight_decay": 0.0}, {"seed": 1}])
+def test_a_checkpoint_of_another_schedule_is_refused_by_name(change, tmp_path):
+    file = tmp_path / "checkpoint"
+    trained(checkpoint=file)
+    before = file.read_bytes()
+    ((name, value),) = change.items()
+    with pytest.raises(ValueError, match=f"{file} was written with .*this training is .*{name}={value}") as error:
+        train(small_model(), some_split(), ScaledTriplets(), SCHEDULE._replace(**change), file)
+    assert f"'{name}': {getattr(SCHEDULE, name)}" in str(error.value)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.xfail(strict=True, reason="a damaged checkpoint surfaces as an error of torch.load that names no file")
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b"not a checkpoint", lambda b: b[: len(b) // 2]])
+def test_a_damaged_checkpoint_is_named(damage, tmp_path):
+    file = tmp_path / "checkpoint"
+    trained(checkpoint=file)
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ValueError, match=f"{file}.*damaged"):
+        trained(checkpoint=file)
+
+
+def test_killed_at_random_moments_it_ends_bit_for_bit_as_if_undisturbed(processes, tmp_path):
+    draw = random.Random(0)
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    assert killed_until_done(processes, (tmp_path / "whole", 60, 0.02), []) == 0
+    waits = [draw.uniform(0.1, 0.9) for _ in range(12)]
+    assert killed_until_done(processes, (tmp_path / "killed", 60, 0.02), waits) >= 2
+    assert_same(loaded(tmp_path / "killed" / "end"), loaded(tmp_path / "whole" / "end"))
+
+
+def test_a_kill_during_a_write_leaves_the_old_file_or_the_new_one(processes, tmp_path):
+    draw, file, size, last = random.Random(1), tmp_path / "checkpoint", 400_000, 0
+    broken_off = 0
+    for _ in range(12):
+        process = processes.Process(target=write_forever, args=(file, size))
+        file.unlink(missing_ok=True)
+        process.start()
+        deadline = time.monotonic() + 60
+        while not file.exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0, 0.1))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        state = loaded(file)
+        last = max(last, state["number"])
+        assert state["payload"].shape == (size,) and (state["payload"] == state["number"]).all()
+        broken_off += any(tmp_path.glob("*.tmp"))
+        for leftover in tmp_path.glob("*.tmp"):
+            leftover.unlink()
+    assert last >= 2 and broken_off >= 1
+
+
+# What is refused
+
+
+class Constant(nn.Module):
+    """A loss of the given values, step after step."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values = iter(values)
+
+    def forward(self, model, images, labels, generator):
+        return model(images).sum() * 0 + next(self.values)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_the_training(value, tmp_path):
+    with pytest.raises(FloatingPointError, match=f"loss {value} at step 3: lower the learning rate, or check"):
+        train(small_model(), some_split(), Constant([1.0, 1.0, 1.0, value]), SCHEDULE, tmp_path / "c", 2)
+    assert loaded(tmp_path / "c")["step"] == 2
+
+
+@pytest.mark.parametrize("change", [{"steps": 0}, {"pairs": 0}, {"lr": 0.0}, {"lr": -1.0}, {"weight_decay": -1.0}])
+def test_an_impossible_schedule_is_refused(change):
+    with pytest.raises(ValueError, match="Schedule.*: expected steps and pairs of at least 1, lr > 0"):
+        train(small_model(), some_split(), ScaledTriplets(), SCHEDULE._replace(**change))
+
+
+def test_labels_of_several_classes_are_refused():
+    split = Split(some_split().images, torch.ones(37, 4, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"labels of shape \(37, 4\): SPC-2 batches need one int class"):
+        train(small_model(), split, ScaledTriplets(), SCHEDULE)
+
+
+# Several processes
+
+WORKER = """
+import os, sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}, {root!r}]
+import torch
+from test_training import SCHEDULE, ScaledTriplets, some_split
+from torch import nn
+from robret_lib.training import process_group, save_atomically, train
+
+torch.set_num_threads(1)
+torch.manual_seed(int(os.environ["RANK"]))  # DDP spreads rank 0's weights
+model, objective = nn.Sequential(nn.Flatten(), nn.Linear(36, 5)), ScaledTriplets({pause})
+folder = Path({folder!r})
+with process_group("cpu") as rank:
+    history = train(model, some_split(), objective, SCHEDULE, folder / "checkpoint", 3, validate_every=7)
+    state = {{"model": model.state_dict(), "objective": objective.state_dict(), "history": history}}
+    save_atomically(state, folder / f"end{{rank}}")
+"""
+
+
+def start_torchrun(folder, pause=0.0):
+    """Two processes under torchrun, in a process group of their own."""
+    folder.mkdir(exist_ok=True)
+    script = folder / "worker.py"
+    tests = str(Path(__file__).parent)
+    script.write_text(WORKER.format(tests=tests, root=str(ROOT), pause=pause, folder=str(folder)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    log = open(folder / "log", "a")  # noqa: SIM115 (the process keeps it)
+    return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+
+def finished(process, folder):
+    assert process.wait(200) == 0, (folder / "log").read_text()[-3000:]
+    return [loaded(folder / f"end{rank}") for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """What both ends of an undisturbed run with two processes left."""
+    folder = tmp_path_factory.mktemp("torchrun") / "whole"
+    return finished(start_torchrun(folder), folder)
+
+
+def test_two_processes_end_with_the_weights_of_averaged_gradients(two_processes):
+    first, second = two_processes
+    assert_same(second["model"], first["model"])
+    assert_same(second["objective"], first["objective"])
+
+    torch.manual_seed(0)
+    model, objective, split = nn.Sequential(nn.Flatten(), nn.Linear(36, 5)), ScaledTriplets(), some_split()
+    weights = [*model.parameters(), *objective.parameters()]
+    adam = torch.optim.Adam(weights, lr=1e-2, weight_decay=1e-3)
+    shards = [training._batches(split.labels, SCHEDULE, 0, rank, 2) for rank in (0, 1)]
+    losses = []
+    for step in range(20):
+        gradients = []
+        for rank, shard in enumerate(shards):
+            batch, generator = next(shard), seeded(torch.device("cpu"), 5, 1, step, rank)
+            loss = objective(model, split.images[batch], split.labels[batch], generator)
+            gradients.append(torch.autograd.grad(loss, weights))
+            losses.append(loss.item())
+        for weight, left, right in zip(weights, *gradients, strict=True):
+            weight.grad = (left + right) / 2
+        adam.step()
+    for name, expected in model.state_dict().items():
+        torch.testing.assert_close(first["model"][name], expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(first["objective"]["margin"], objective.margin.detach(), rtol=0, atol=1e-6)
+    for rank, state in enumerate(two_processes):
+        mean = sum(losses[rank::2][:7]) / 7
+        assert state["history"][0] == {"step": 7, "loss": pytest.approx(mean, abs=1e-6)}
+
+
+def test_torchrun_killed_and_started_again_ends_the_same(two_processes, tmp_path):
+    """Kill -9 of torchrun itself; its workers are left to themselves, and are no danger to those of the next."""
+    folder = tmp_path / "killed"
+    process = start_torchrun(folder, pause=0.3)
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "checkpoint").exists() and time.monotonic() < deadline:
+            assert process.poll() is None, (folder / "log").read_text()[-3000:]
+            time.sleep(0.05)
+        time.sleep(0.5)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert loaded(folder / "checkpoint")["step"] < 20 and not (folder / "end0").exists()
+        first, second = finished(start_torchrun(folder), folder)
+    finally:
+        if process_group_lives(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+    for state, expected in zip((first, second), two_processes, strict=True):
+        assert_same(state["model"], expected["model"])
+        assert_same(state["objective"], expected["objective"])
+    assert_same(first["history"], two_processes[0]["history"])
+
+
+def process_group_lives(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
