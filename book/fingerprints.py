@@ -26,9 +26,7 @@ def fingerprint(chapter: Path, root: Path) -> str:
     Returns:
         A sha256 in hexadecimal.
     """
-    cells = [
-        (cell.cell_type, cell.source, cell.metadata) for cell in nbformat.read(chapter, as_version=4).cells
-    ]
+    cells = [(cell.cell_type, cell.source, cell.metadata) for cell in nbformat.read(chapter, as_version=4).cells]
     code = "\n".join(source for kind, source, _ in cells if kind == "code")
     files = library_files(code, root)
     files |= set((root / LIBRARY).rglob("*.mplstyle")) | set((root / "workflow").rglob("*.json"))

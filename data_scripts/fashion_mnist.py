@@ -41,9 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(
-            f"error: cannot write to {folder}: {error}. Choose another --root or ROBRET_DATA", file=sys.stderr
-        )
+        print(f"error: cannot write to {folder}: {error}. Choose another --root or ROBRET_DATA", file=sys.stderr)
         return 1
     print(f"Fashion-MNIST is ready in {folder} (source: {source})")
     return 0

@@ -18,7 +18,10 @@ from robret_lib.attacks.pgd import frozen
 from robret_lib.data import as_float
 
 SAME = 1e-3
-"""Embeddings closer than this share of their length are the same: rounding in another order stays far below."""
+"""Embeddings of two equal passes closer than this share of their length are the same."""
+
+SAME_IN_ANOTHER_BATCH = 1e-2
+"""The same for another batch size, for which a GPU may choose another convolution (TF32 keeps three digits)."""
 
 COLLAPSED = 0.02
 """Embeddings whose spread is below this share of their length are all alike."""
@@ -86,6 +89,8 @@ def inspect(model: nn.Module, images: Tensor) -> Report:
 def _checks_of_embeddings(model: nn.Module, images: Tensor) -> list[Finding]:
     with torch.no_grad():
         embeddings = model(images)
+    if embeddings.ndim != 2 or len(embeddings) != len(images):
+        raise ValueError(f"the model returned shape {tuple(embeddings.shape)}: expected embeddings [{len(images)}, D]")
     findings = [finite(embeddings)]
     if findings[0].ok:
         findings += [
@@ -102,68 +107,50 @@ def _checks_of_embeddings(model: nn.Module, images: Tensor) -> list[Finding]:
 def pixel_range(images: Tensor) -> Finding:
     """Images handed over are float in [0, 1], and not divided by 255 twice."""
     name = "images in [0, 1]"
-    if images.dtype == torch.uint8:
-        return Finding(
-            name, False, "the images are uint8: a budget such as 8/255 means nothing there. Use as_float(images)."
-        )
     if not images.is_floating_point():
-        return Finding(
-            name, False, f"the images are {images.dtype}. Convert them to float in [0, 1]; nothing else was checked."
-        )
+        trouble = "a budget such as 8/255 means nothing there. Hand over as_float(images), from bytes."
+        return _finding(name, False, f"the images are {images.dtype}", trouble)
     low, high = images.amin().item(), images.amax().item()
     seen = f"pixels from {low:.3g} to {high:.3g}"
-    if not (low >= 0 and high <= 1):
-        advice = "Hand over pixels as they are, divided by 255; the model normalizes. Nothing else was checked."
-        return Finding(name, False, f"{seen}: budgets and clipping assume [0, 1]. {advice}")
-    if high <= 2 / 255:
-        return Finding(name, False, f"{seen}: all but black. Divided by 255 twice? Nothing else was checked.")
-    return Finding(name, True, seen)
+    if low >= 0 and high <= 2 / 255:
+        return _finding(name, False, seen, "all but black. Divided by 255 twice? Most was not checked.")
+    trouble = "budgets and clipping assume [0, 1]. Divide by 255, the model normalizes. Most was not checked."
+    return _finding(name, low >= 0 and high <= 1, seen, trouble)
 
 
 def evaluation_mode(model: nn.Module) -> Finding:
     """No dropout or BatchNorm is live in the model as it was handed over."""
-    live = [
-        name or "itself" for name, module in model.named_modules() if module.training and _differs_in_training(module)
-    ]
-    if not live:
-        return Finding("evaluation mode", True, "no dropout and no BatchNorm in training mode")
-    some = ", ".join(live[:3]) + (", ..." if len(live) > 3 else "")
-    seen = f"{len(live)} layers in training mode ({some})"
-    why = "a direct call of the model draws random numbers or mixes the images of a batch"
-    return Finding("evaluation mode", False, f"{seen}: {why}. Call model.eval().")
+    live = [name or "itself" for name, module in model.named_modules() if _is_live(module)]
+    some = f" ({', '.join(live[:3])}{', ...' if len(live) > 3 else ''})" if live else ""
+    trouble = "a direct call of the model draws random numbers or mixes the images of a batch. Call model.eval()."
+    seen = f"{len(live)} layers with dropout or BatchNorm in training mode{some}"
+    return _finding("evaluation mode", not live, seen, trouble)
 
 
 def finite(embeddings: Tensor) -> Finding:
     """No NaN, no infinity."""
-    broken = ~torch.isfinite(embeddings).flatten(1).all(1)
+    broken = ~torch.isfinite(embeddings).all(1)
     seen = f"{broken.sum()} of {len(embeddings)} embeddings with NaN or infinity"
-    if not broken.any():
-        return Finding("finite embeddings", True, seen)
-    why = "they rank nowhere, and every comparison with them is false"
-    return Finding(
-        "finite embeddings", False, f"{seen}: {why}. Find the layer that overflows; nothing else was checked."
-    )
+    trouble = "they rank nowhere. Find the layer that overflows. Most was not checked."
+    return _finding("finite embeddings", not broken.any(), seen, trouble)
 
 
 def unit_length(embeddings: Tensor, distance: str | None) -> Finding:
     """Unit vectors where the distance is made for them."""
     lengths = embeddings.norm(dim=1)
+    ok = distance not in ("N", "C") or bool((lengths - 1).abs().max() < 1e-3)
     seen = f'lengths from {lengths.min():.4g} to {lengths.max():.4g}, distance "{distance}"'
-    if distance not in ("N", "C") or (lengths - 1).abs().max() < 1e-3:
-        return Finding("length of embeddings", True, seen)
-    why = "this distance is for unit vectors, others break its margins and its tables"
-    return Finding("length of embeddings", False, f'{seen}: {why}. Normalize, or use distance "E".')
+    trouble = 'this distance is for unit vectors, others break its margins and its tables. Normalize, or use "E".'
+    return _finding("length of embeddings", ok, seen, trouble)
 
 
 def different(embeddings: Tensor) -> Finding:
     """The embeddings are not all alike (a collapsed model has R@1 near chance, and looks robust)."""
-    spread = (embeddings - embeddings.mean(0)).norm(dim=1).square().mean().sqrt()
-    share = (spread / _length(embeddings)).item()
-    seen = f"spread {100 * share:.2g} % of their length"
-    if share > COLLAPSED:
-        return Finding("different embeddings", True, seen)
-    why = "a collapsed model hardly moves under attack, and retrieves nothing"
-    return Finding("different embeddings", False, f"{seen}: {why}. Look at Recall@1, and that the images differ.")
+    spread = (embeddings - embeddings.mean(0)).norm(dim=1).square().mean().sqrt() / _length(embeddings)
+    trouble = (
+        "a collapsed model hardly moves under attack, and finds nothing. Look at Recall@1, and that the images differ."
+    )
+    return _finding("different embeddings", spread > COLLAPSED, f"spread {_percent(spread)} of their length", trouble)
 
 
 def repeatable(model: nn.Module, images: Tensor, embeddings: Tensor) -> Finding:
@@ -171,23 +158,18 @@ def repeatable(model: nn.Module, images: Tensor, embeddings: Tensor) -> Finding:
     with torch.no_grad():
         change = (model(images) - embeddings).norm(dim=1).max() / _length(embeddings)
     seen = f"a second pass moves them by {_percent(change)} of their length"
-    if change < SAME:
-        return Finding("repeatable embeddings", True, seen)
-    why = "an attack on one draw is measured on another one, which hides what it found"
-    advice = "Attack and measure the mean over many draws (expectation over transformation)."
-    return Finding("repeatable embeddings", False, f"{seen}: {why}. {advice}")
+    trouble = "an attack on one draw is measured on another, which hides what it found. Attack the mean of many draws."
+    return _finding("repeatable embeddings", change < SAME, seen, trouble)
 
 
-def independent_of_batch(model: nn.Module, images: Tensor, embeddings: Tensor, n: int = 4) -> Finding:
-    """The first n images embed alone as in their batch."""
+def independent_of_batch(model: nn.Module, images: Tensor, embeddings: Tensor) -> Finding:
+    """The first four images embed alone as in their batch."""
     with torch.no_grad():
-        alone = torch.cat([model(image) for image in images[:n].split(1)])
-    change = (alone - embeddings[:n]).norm(dim=1).max() / _length(embeddings)
+        alone = torch.cat([model(image) for image in images[:4].split(1)])
+    change = (alone - embeddings[:4]).norm(dim=1).max() / _length(embeddings)
     seen = f"alone instead of in the batch, images move by {_percent(change)} of their length"
-    if change < SAME:
-        return Finding("independent of the batch", True, seen)
-    why = "results depend on who shares a batch, and attacked images shift benign ones"
-    return Finding("independent of the batch", False, f"{seen}: {why}. Use BatchNorm with running statistics.")
+    trouble = "results depend on who shares a batch. Give BatchNorm running statistics."
+    return _finding("independent of the batch", change < SAME_IN_ANOTHER_BATCH, seen, trouble)
 
 
 def normalized_once(model: nn.Module, images: Tensor) -> Finding:
@@ -196,41 +178,41 @@ def normalized_once(model: nn.Module, images: Tensor) -> Finding:
     seen = normalization.entry(model, images)
     if seen is None:
         return Finding(name, True, "not judged: the pixels do not reach the first layer as (x - mean) / std")
-    applied = "as they are" if seen.total.is_identity() else f"with {seen.total}"
+    applied = f"the first layer sees pixels {'as they are' if seen.total.is_identity() else f'with {seen.total}'}"
     if seen.times > 1 or (seen.total.std.max() < 0.1 and seen.total.std.min() > 0.02):
-        why = "a budget in pixels then acts many times larger, and the network sees other images than in training"
-        return Finding(name, False, f"the first layer sees pixels {applied}: normalized twice; {why}. Remove one.")
+        trouble = (
+            "normalized twice. A budget then acts many times larger, on images unlike those of training. Remove one."
+        )
+        return _finding(name, False, applied, trouble)
     better = normalization.better_fit(model, images, seen)
-    if better:
-        why = f"its first BatchNorm remembers images like {better}; benign numbers drop without an error"
-        return Finding(name, False, f"the first layer sees pixels {applied}, but {why}. Set mean and std of the model.")
-    return Finding(name, True, f"the first layer sees pixels {applied}")
+    trouble = f"its first BatchNorm remembers images like {better}. Benign numbers drop; set mean and std of the model."
+    return _finding(name, better is None, applied, trouble)
 
 
 def gradient(model: nn.Module, images: Tensor) -> Finding:
     """The gradient of a fixed direction in embedding space reaches every image, and is finite."""
-    name = "gradient to the pixels"
     with torch.enable_grad():
         pixels = images.clone().requires_grad_(True)
         embeddings = model(pixels)
         direction = torch.randn(embeddings.shape[1], generator=torch.Generator().manual_seed(0)).to(embeddings)
         loss = (embeddings @ direction).sum()
         found = torch.autograd.grad(loss, pixels, allow_unused=True)[0] if loss.requires_grad else None
-    if found is None:
-        why = "attacks that follow it stand still. Look for no_grad, detach or NumPy in forward"
-        return Finding(name, False, f"none: {why}.")
-    lengths = found.flatten(1).norm(dim=1)
-    zero, broken = 100 * (lengths == 0).float().mean(), 100 * (~torch.isfinite(lengths)).float().mean()
-    seen = (
-        f"zero for {zero:.3g} % and not finite for {broken:.3g} % of the images; median length {lengths.median():.2g}"
-    )
-    if not zero and not broken:
-        return Finding(name, True, seen)
-    why = "attacks that follow it stand still there, which is no robustness"
-    return Finding(name, False, f"{seen}: {why}. Look for rounding, thresholds and saturated activations.")
+    lengths = torch.zeros(len(images)) if found is None else found.flatten(1).norm(dim=1)
+    zero, broken = lengths == 0, ~torch.isfinite(lengths)
+    seen = f"zero for {zero.sum()} and not finite for {broken.sum()} of {len(images)} images"
+    advice = "rounding, thresholds, saturation" if found is not None else "no_grad, detach or NumPy"
+    trouble = f"attacks that follow it stand still there, which is no robustness. Look for {advice} in forward."
+    return _finding("gradient to the pixels", not (zero | broken).any(), seen, trouble)
 
 
-def _differs_in_training(module: nn.Module) -> bool:
+def _finding(name: str, ok: Tensor | bool, seen: str, trouble: str) -> Finding:
+    return Finding(name, bool(ok), seen if ok else f"{seen}: {trouble}")
+
+
+def _is_live(module: nn.Module) -> bool:
+    """In training mode, and of a kind that works differently there."""
+    if not module.training:
+        return False
     if isinstance(module, nn.modules.dropout._DropoutNd | StochasticDepth):
         return module.p > 0
     if isinstance(module, DropPath):
@@ -244,4 +226,4 @@ def _length(embeddings: Tensor) -> Tensor:
 
 
 def _percent(share: Tensor) -> str:
-    return f"{100 * share.item():.2g} %"
+    return f"{100 * share.item():.3g} %"

@@ -27,7 +27,7 @@ PQ_CENTROIDS = 256
 
 @dataclass(frozen=True)
 class Index:
-    """A searchable gallery; made by `build` or `read`.
+    """A searchable gallery; made by `build` or `read`, used by one thread at a time.
 
     Args:
         kind: See `build`.
@@ -86,11 +86,14 @@ class Index:
         if not len(short):
             return
         k = positions.shape[1]
-        if self.kind == "ivf":
-            everywhere = faiss.SearchParametersIVF(nprobe=self.engine.nlist)
-            distances[short], positions[short] = self.engine.search(rows[short], k, params=everywhere)
-        else:
+        if self.kind == "hnsw":
             distances[short], positions[short] = self.engine.storage.search(rows[short], k)
+            return
+        probes, self.engine.nprobe = self.engine.nprobe, self.engine.nlist
+        try:  # as an argument of search it fails once pytorch-metric-learning, on import, has replaced that method
+            distances[short], positions[short] = self.engine.search(rows[short], k)
+        finally:
+            self.engine.nprobe = probes
 
 
 def build(

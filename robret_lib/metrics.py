@@ -159,7 +159,7 @@ def _chunks(
 
 
 def _nearest(distances: Tensor, k: int) -> Tensor:
-    """Indices ``[A, k]`` of the k smallest entries of each row in order, ties by index; as a stable sort, but faster."""
+    """Columns ``[A, k]`` of the k smallest entries of each row in order, ties by index: a stable sort, but faster."""
     values, indices = distances.topk(k, dim=1, largest=False)
     tied = (distances <= values[:, -1:]).sum(1) > k  # which of the equals at the end topk keeps is left open
     if tied.any():

@@ -119,8 +119,8 @@ def build(name: str, embedding_dim: int, pretrained: bool = False, distance: Dis
     """An embedding model by the name of its backbone.
 
     Args:
-        name: "c2f2", "c2f2_half" (half the channels), "efficientnet_lite0", a torchvision name ("resnet18") or any timm name; torchvision wins
-            where both have one.
+        name: "c2f2", "c2f2_half" (half the channels), "efficientnet_lite0", a torchvision name ("resnet18") or any
+            timm name; torchvision wins where both have one.
         embedding_dim: Size D of the embedding; replaces the classifier.
         pretrained: ImageNet weights. Lite0's come with pip; all others are downloaded by their library.
         distance: See `Distance`.
@@ -141,7 +141,9 @@ def build(name: str, embedding_dim: int, pretrained: bool = False, distance: Dis
         backbone = timm.create_model(name, pretrained=pretrained, num_classes=embedding_dim, drop_rate=0.0)
         pixels = backbone.pretrained_cfg
         return EmbeddingModel(backbone, distance, pixels["mean"], pixels["std"])
-    raise ValueError(f"backbone {name!r}: expected c2f2, c2f2_half, efficientnet_lite0, or a name torchvision or timm lists")
+    raise ValueError(
+        f"backbone {name!r}: expected c2f2, c2f2_half, efficientnet_lite0, or a name torchvision or timm lists"
+    )
 
 
 def _replace_classifier(backbone: nn.Module, embedding_dim: int) -> nn.Module:

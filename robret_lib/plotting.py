@@ -130,7 +130,7 @@ def embedding_map(points: Array, labels: Array, class_names: Sequence[str]) -> t
         ax.scatter(x, y, s=8, linewidths=0, label=name, **look)
     ax.set(xticks=[], yticks=[], aspect="equal")
     ax.spines[:].set_visible(False)
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2, handletextpad=0.2)
+    figure.legend(loc="outside center right", markerscale=2, handletextpad=0.2)
     return figure, ax
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count, islice
+from math import ceil
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -143,9 +144,7 @@ class _Step(nn.Module):
         return self.objective(self.model, images, labels, generator)
 
 
-def _seeded_loss(
-    replicas: nn.Module, data: Split, batch: Tensor, device: torch.device, key: tuple[int, ...]
-) -> Tensor:
+def _seeded_loss(replicas: nn.Module, data: Split, batch: Tensor, device: torch.device, key: tuple[int, ...]) -> Tensor:
     images, labels = as_float(data.images[batch].to(device)), data.labels[batch].to(device)
     generator = seeded(device, *key)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -155,7 +154,7 @@ def _seeded_loss(
 
 def _batches(labels: Tensor, schedule: Schedule, start: int, rank: int, world: int) -> Iterator[Tensor]:
     """The batches of all steps from ``start`` on, epoch after epoch."""
-    per_epoch = -(-(-(-len(labels) // world)) // schedule.pairs)
+    per_epoch = ceil(ceil(len(labels) / world) / schedule.pairs)
     first_epoch, skipped = divmod(start, per_epoch)
     for epoch in count(first_epoch):
         generator = seeded(torch.device("cpu"), schedule.seed, 0, epoch)

@@ -80,9 +80,7 @@ ANATOMY = {
     "title": lambda cell: cell.source.startswith("# "),
     "parameters": lambda cell: "parameters" in tags(cell),
     "setup, with runs.start": lambda cell: cell.cell_type == "code" and "runs.start(" in cell.source,
-    "definition or theorem": lambda cell: bool(
-        re.search(r"\{prf:(definition|theorem|proposition|lemma)", cell.source)
-    ),
+    "definition or theorem": lambda cell: bool(re.search(r"\{prf:(definition|theorem|proposition|lemma)", cell.source)),
     "checks": lambda cell: cell.cell_type == "code" and cell.id == "checks",
     "results, with run.finish": lambda cell: cell.cell_type == "code" and "run.finish(" in cell.source,
     "pitfalls": lambda cell: bool(re.search(r"^## Pitfalls", cell.source, re.MULTILINE)),
@@ -223,9 +221,7 @@ def test_nothing_of_a_run_but_its_outputs(chapter):
 
 def test_every_cell_was_run_in_order(chapter):
     counts = [cell.execution_count for cell in code_cells(chapter)]
-    assert counts == list(range(1, len(counts) + 1)), (
-        "make chapters runs the chapters and stores their outputs"
-    )
+    assert counts == list(range(1, len(counts) + 1)), "make chapters runs the chapters and stores their outputs"
 
 
 def test_outputs_can_be_stored(chapter):

@@ -97,10 +97,10 @@ def test_the_usual_backbones_pass(name):
     ("images", "words"),
     [
         ((noise() * 255).to(torch.uint8), "as_float"),
-        (noise() * 255, "0 to 255|to 255:"),
+        (noise() * 255, "to 25[45]: budgets"),
         (noise() * 2 - 1, "the model normalizes"),
         (noise() / 255, "Divided by 255 twice"),
-        ((noise() * 255).long(), "torch.int64"),
+        ((noise() * 255).long(), "torch.int64: .*as_float"),
         (torch.full((4, 3, 12, 12), torch.nan), "nan"),
     ],
 )
@@ -119,7 +119,9 @@ def test_one_image_or_no_batch_is_an_error():
 def test_layers_left_in_training_mode():
     model = small(nn.BatchNorm2d(16), nn.Dropout(0.5), frozen_batchnorm=False).train()
     assert found(model) == ["evaluation mode"]
-    assert message(model, "evaluation mode").startswith("2 layers in training mode (backbone.3, backbone.4)")
+    assert message(model, "evaluation mode").startswith(
+        "2 layers with dropout or BatchNorm in training mode (backbone.3, backbone.4)"
+    )
     assert found(small(nn.BatchNorm2d(16), nn.Dropout(0.0)).train()) == []  # frozen, and never dropping: no difference
     assert found(models.build("vit_tiny_patch16_224", 8).train(), torch.rand(2, 3, 224, 224)) == []
 
@@ -172,11 +174,14 @@ def test_collapsed_embeddings():
 @pytest.mark.parametrize(
     ("layer", "words"),
     [
-        (Function(lambda x: torch.round(10 * x)), "zero for 100 %"),
-        (Function(lambda x: x.detach()), "none: "),
-        (Function(lambda x: torch.from_numpy(x.detach().numpy().copy())), "none: "),
-        (Function(lambda x: torch.where(x.mean((1, 2, 3), keepdim=True) > x.mean(), x, x.detach())), r"zero for \d"),
-        (Function(lambda x: (x - x.detach()).abs().sqrt() + x), "not finite for 100 %"),
+        (Function(lambda x: torch.round(10 * x)), "zero for 8 .*rounding"),
+        (Function(lambda x: x.detach()), "zero for 8 .*no_grad"),
+        (Function(lambda x: torch.from_numpy(x.detach().numpy().copy())), "no_grad"),
+        (
+            Function(lambda x: torch.where(x.mean((1, 2, 3), keepdim=True) > x.mean(), x, x.detach())),
+            r"zero for [1-7] ",
+        ),
+        (Function(lambda x: (x - x.detach()).abs().sqrt() + x), "not finite for 8 of 8"),
     ],
 )
 def test_gradients_lost_on_the_way(layer, words):
@@ -214,6 +219,7 @@ def test_normalizing_twice_is_found_wherever_it_is_written(model):
         Wrapped(small(), normalize_imagenet),
         Wrapped(Wrapped(small(), lambda x: x - 123), lambda x: 255 * x),
         Wrapped(Wrapped(small(), lambda x: x - 1), lambda x: 2 * x),
+        Wrapped(Wrapped(small(), lambda x: 127.5 * x), lambda x: 2 * x - 1),
         Wrapped(small(), lambda x: x.flip(1)),
         Wrapped(small(), lambda x: nn.functional.interpolate(x[:, :, ::2, ::2], size=12)),
     ],

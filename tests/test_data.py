@@ -77,17 +77,13 @@ def test_a_split_refuses_texts_of_another_length() -> None:
         ),
     ],
 )
-def test_retrieval_data_refuses(
-    train: Split, query: Split, gallery: Split, protocol: Protocol, message: str
-) -> None:
+def test_retrieval_data_refuses(train: Split, query: Split, gallery: Split, protocol: Protocol, message: str) -> None:
     with pytest.raises(DataError, match=message):
         RetrievalData("a set", train, query, gallery, ("a", "b", "c"), protocol)
 
 
 def test_as_float_keeps_the_scale_of_both_kinds() -> None:
-    assert torch.equal(
-        data.as_float(torch.tensor([0, 51, 255], dtype=torch.uint8)), torch.tensor([0, 0.2, 1])
-    )
+    assert torch.equal(data.as_float(torch.tensor([0, 51, 255], dtype=torch.uint8)), torch.tensor([0, 0.2, 1]))
     assert torch.equal(data.as_float(torch.tensor([0.25], dtype=torch.float64)), torch.tensor([0.25]))
     with pytest.raises(DataError, match="torch.int64"):
         data.as_float(torch.tensor([1]))
@@ -144,9 +140,7 @@ def test_a_damaged_fashion_mnist_is_refused_and_named(tmp_path: Path, monkeypatc
     put_fashion_mnist(tmp_path, monkeypatch)
     victim = data.fashion_mnist_folder(tmp_path) / "t10k-labels-idx1-ubyte"
     victim.write_bytes(damage(victim.read_bytes()))
-    with pytest.raises(
-        DataError, match="t10k-labels-idx1-ubyte is truncated or altered.*make data DATASET=fashion"
-    ):
+    with pytest.raises(DataError, match="t10k-labels-idx1-ubyte is truncated or altered.*make data DATASET=fashion"):
         data.load("fashion-mnist")
 
 
@@ -161,9 +155,7 @@ def test_an_old_torchvision_copy_beside_the_files_is_not_read(tmp_path: Path, mo
 
 def test_an_absent_fashion_mnist_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROBRET_DATA", str(tmp_path))
-    with pytest.raises(
-        DataError, match="train-images-idx3-ubyte is missing.*make data.*ROBRET_DATA"
-    ) as caught:
+    with pytest.raises(DataError, match="train-images-idx3-ubyte is missing.*make data.*ROBRET_DATA") as caught:
         data.load("fashion-mnist")
     assert str(tmp_path) in str(caught.value)
 
@@ -180,9 +172,7 @@ def test_real_fashion_mnist_is_what_torchvision_reads() -> None:
     assert loaded.class_names == tuple(FashionMNIST.classes)
 
 
-def test_data_root_is_the_variable_else_a_cache_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_root_is_the_variable_else_a_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROBRET_DATA", str(tmp_path))
     assert data.data_root() == tmp_path
     monkeypatch.setenv("ROBRET_DATA", "")
@@ -199,9 +189,7 @@ def pictures(count: int, side: int = 16) -> torch.Tensor:
 
 
 def write(path: Path, labels: list[int], **options: object) -> Path:
-    data.write_packed(
-        path, pictures(len(labels)), labels, [f"class {i}" for i in range(max(labels) + 1)], **options
-    )
+    data.write_packed(path, pictures(len(labels)), labels, [f"class {i}" for i in range(max(labels) + 1)], **options)
     return path
 
 
@@ -344,9 +332,7 @@ def test_a_truncated_file_is_refused(packed_bytes: bytes, tmp_path_factory, port
 
 @settings(max_examples=150, deadline=None)
 @given(position=st.floats(0, 0.999), flipped=st.integers(1, 255))
-def test_an_altered_byte_is_refused_or_changes_nothing(
-    packed_bytes, tmp_path_factory, position, flipped
-) -> None:
+def test_an_altered_byte_is_refused_or_changes_nothing(packed_bytes, tmp_path_factory, position, flipped) -> None:
     folder = tmp_path_factory.mktemp("altered")
     (folder / "whole.npz").write_bytes(packed_bytes)
     altered = bytearray(packed_bytes)
@@ -473,9 +459,7 @@ def slow_first_in_turn(labels: list[int], limit: int) -> list[int]:
 def test_images_in_turn_keep_their_matches(labels: list[int], half: int) -> None:
     kept = first_in_turn(torch.tensor(labels), 2 * half)
     assert kept.tolist() == slow_first_in_turn(labels, 2 * half)
-    chosen, available = (
-        torch.tensor(some).bincount(minlength=9) for some in ([labels[i] for i in kept], labels)
-    )
+    chosen, available = (torch.tensor(some).bincount(minlength=9) for some in ([labels[i] for i in kept], labels))
     assert not ((chosen == 1) & (available > 1)).any()  # no image lost all of its matches
 
 
@@ -528,9 +512,7 @@ def test_real_grocery() -> None:
     assert loaded.protocol.class_disjoint and int(loaded.train.labels.max()) == 11
     assert loaded.class_names[0] == "Royal-Gala"
     packed = read_packed(SHARED / "grocery24_tiny_64px.npz")
-    expected = Image.open(io.BytesIO(packed.data[: packed.offsets[1]].tobytes())).resize(
-        (64, 64), Image.BICUBIC
-    )
+    expected = Image.open(io.BytesIO(packed.data[: packed.offsets[1]].tobytes())).resize((64, 64), Image.BICUBIC)
     assert np.array_equal(loaded.train.images[0].permute(1, 2, 0).numpy(), np.asarray(expected))
 
 

@@ -141,9 +141,7 @@ def test_warnings_and_paths_are_not_stored(tmp_path: Path):
 
 
 def test_failure_is_shown_and_the_others_finish(checkout: Path):
-    write_chapter(
-        checkout, "01_good", "from robret_lib import middle", "open('made', 'w').write('x')\nprint('done')"
-    )
+    write_chapter(checkout, "01_good", "from robret_lib import middle", "open('made', 'w').write('x')\nprint('done')")
     bad = write_chapter(
         checkout, "02_bad", "print('before')", "wanted = 1\nraise ValueError('no such eps')", "print(3)"
     )

@@ -80,9 +80,7 @@ def test_takes_compressed_files_that_were_copied_there(script: ModuleType, tmp_p
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:100], lambda content: b"X" + content[1:]])
-def test_a_damaged_file_is_named_and_fetched_again(
-    script: ModuleType, tmp_path: Path, capsys, damage
-) -> None:
+def test_a_damaged_file_is_named_and_fetched_again(script: ModuleType, tmp_path: Path, capsys, damage) -> None:
     compress_into(script.DEBIAN_FOLDER)
     script.main(["--root", str(tmp_path)])
     victim = raw(tmp_path) / "train-images-idx3-ubyte"
@@ -97,9 +95,7 @@ def test_a_damaged_file_is_named_and_fetched_again(
 @pytest.mark.parametrize(
     "bad", [gzip.compress(b"other pixels"), gzip.compress(FILES["t10k-labels-idx1-ubyte"])[:-20], b"no gzip"]
 )
-def test_a_source_with_a_damaged_file_is_never_used(
-    script: ModuleType, tmp_path: Path, capsys, bad: bytes
-) -> None:
+def test_a_source_with_a_damaged_file_is_never_used(script: ModuleType, tmp_path: Path, capsys, bad: bytes) -> None:
     compress_into(script.DEBIAN_FOLDER, t10k_labels_idx1_ubyte=bad)
     assert script.main(["--root", str(tmp_path)]) == 1
     output = capsys.readouterr()
@@ -121,19 +117,13 @@ def test_torchvision_is_asked_before_apt(script: ModuleType, tmp_path: Path, cap
             (temporary / name).write_bytes(content)
 
     monkeypatch.setitem(script.SOURCES, "torchvision's download", give)
-    monkeypatch.setitem(
-        script.SOURCES, "installing the Debian package", None
-    )  # calling it would raise TypeError
+    monkeypatch.setitem(script.SOURCES, "installing the Debian package", None)  # calling it would raise TypeError
     assert script.main(["--root", str(tmp_path)]) == 0
     assert "source: torchvision's download" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "failure", [RuntimeError("no\nhost"), ConnectionResetError("cut"), TimeoutError("silent")]
-)
-def test_a_failed_download_is_one_line(
-    script: ModuleType, tmp_path: Path, monkeypatch, failure: Exception
-) -> None:
+@pytest.mark.parametrize("failure", [RuntimeError("no\nhost"), ConnectionResetError("cut"), TimeoutError("silent")])
+def test_a_failed_download_is_one_line(script: ModuleType, tmp_path: Path, monkeypatch, failure: Exception) -> None:
     def download(root: Path, download: bool) -> None:
         raise failure
 
@@ -153,9 +143,7 @@ class FakeApt:
         self.calls.append(command)
         if "install" in command and self.failures > 0:
             self.failures -= 1
-            return SimpleNamespace(
-                returncode=100, stdout="", stderr="E: first\nE: Unable to locate package\n"
-            )
+            return SimpleNamespace(returncode=100, stdout="", stderr="E: first\nE: Unable to locate package\n")
         if "install" in command:
             compress_into(self.folder)
         return SimpleNamespace(returncode=0, stdout="", stderr="")
@@ -187,9 +175,7 @@ def test_apt_says_why_it_cannot(script: ModuleType, tmp_path: Path, monkeypatch,
         script.from_apt(tmp_path, tmp_path)
 
 
-def test_a_place_that_cannot_be_written_is_an_error_in_words(
-    script: ModuleType, tmp_path: Path, capsys
-) -> None:
+def test_a_place_that_cannot_be_written_is_an_error_in_words(script: ModuleType, tmp_path: Path, capsys) -> None:
     (tmp_path / "FashionMNIST").write_text("a file where a folder should be")
     assert script.main(["--root", str(tmp_path)]) == 1
     assert "cannot write to" in capsys.readouterr().err
@@ -201,9 +187,7 @@ def test_no_network_and_no_file_gives_both_ways_and_exit_code_1(tmp_path: Path) 
         f"fashion_mnist.DEBIAN_FOLDER = pathlib.Path({str(tmp_path / 'package')!r})\n"
         f"sys.exit(fashion_mnist.main(['--root', {str(tmp_path / 'root')!r}]))"
     )
-    unreachable = dict.fromkeys(
-        ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"
-    )
+    unreachable = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     kept = {name: value for name, value in os.environ.items() if name.lower() not in ("no_proxy", "path")}
     done = subprocess.run(
         [sys.executable, "-c", start],
@@ -216,8 +200,6 @@ def test_no_network_and_no_file_gives_both_ways_and_exit_code_1(tmp_path: Path) 
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.count("error:") == 1
-    assert (
-        "apt-get install dataset-fashion-mnist" in done.stderr and "torchvision downloads it" in done.stderr
-    )
+    assert "apt-get install dataset-fashion-mnist" in done.stderr and "torchvision downloads it" in done.stderr
     assert "no download" in done.stdout and "no apt-get here" in done.stdout
     assert not list((tmp_path / "root").rglob("*ubyte*"))

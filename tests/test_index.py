@@ -1,5 +1,7 @@
 """Each index against the brute-force ranking, its errors, and its life on disk."""
 
+import importlib
+
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -76,14 +78,22 @@ def test_hamming_distances_of_codes():
         assert torch.equal(expected.gather(1, positions), distances)
 
 
+@pytest.mark.parametrize("patched", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_search_returns_k_items_once(kind):
-    """faiss marks with -1 what its lists or its graph did not reach, which would index the last item."""
+def test_every_search_returns_k_items_once(kind, patched):
+    """faiss marks with -1 what its lists or its graph did not reach, which would index the last item.
+
+    Importing pytorch-metric-learning imports ``faiss.contrib.torch_utils``, which replaces the search method.
+    """
+    if patched:
+        importlib.import_module("faiss.contrib.torch_utils")
     gallery = clusters(600)
     gallery[100:] = gallery[100]  # equal items tear the graph apart
-    distances, positions = index.build(gallery, kind).search(gallery[:5], 600)
+    made = index.build(gallery, kind)
+    distances, positions = made.search(gallery[:5], 600)
     assert torch.equal(positions.sort(dim=1).values, torch.arange(600).expand(5, -1))
     assert torch.isfinite(distances).all()
+    assert kind != "ivf" or made.engine.nprobe < made.engine.nlist
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -62,7 +62,7 @@ def positions(count, seed):
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_distances_to_a_gallery_are_the_library_s(distance):
     queries, gallery = vectors(BATCH, distance, 0), vectors(SIZE, distance, 1)
-    actual = gallery_distance(queries, gallery, gallery.square().sum(1), distance)
+    actual = gallery_distance(queries, gallery.T.contiguous(), gallery.square().sum(1), distance)
     torch.testing.assert_close(actual, pairwise_distance(queries, gallery, distance), rtol=0, atol=1e-12)
     torch.testing.assert_close(actual, slow_distance(queries[:, None], gallery, distance), rtol=0, atol=1e-12)
 
@@ -72,9 +72,9 @@ def test_distances_to_a_gallery_are_the_library_s(distance):
 def test_autocast_does_not_coarsen_distances(device, distance):
     queries, gallery = (vectors(n, distance, n, torch.float32).to(device) for n in (BATCH, SIZE))
     squares = gallery.square().sum(1)
-    expected = gallery_distance(queries, gallery, squares, distance)
+    expected = gallery_distance(queries, gallery.T, squares, distance)
     with torch.autocast(device, torch.bfloat16):
-        actual = gallery_distance(queries, gallery, squares, distance)
+        actual = gallery_distance(queries, gallery.T, squares, distance)
     assert actual.dtype == torch.float32 and torch.equal(actual, expected)
 
 
@@ -160,7 +160,7 @@ def test_the_hinge_of_a_large_gallery_keeps_its_digits():
 
 def hinges_and_gradient(queries, gallery, candidates, signs, distance, upstream):
     queries = queries.clone().requires_grad_(True)
-    hinges = QueryHinges.apply(queries, gallery, gallery.square().sum(1), candidates, signs, distance)
+    hinges = QueryHinges.apply(queries, gallery.T, gallery.square().sum(1), candidates, signs, distance)
     return hinges.detach(), torch.autograd.grad((hinges * upstream).sum(), queries)[0]
 
 
@@ -190,7 +190,7 @@ def test_the_hinges_of_a_query_pass_gradcheck_with_mixed_signs_and_repeated_cand
     signs = torch.tensor([-1.0, -1.0, 1.0, 1.0], dtype=torch.float64)
     squares = gallery.square().sum(1)
     assert torch.autograd.gradcheck(
-        lambda q: QueryHinges.apply(q, gallery, squares, candidates, signs, distance), (queries,)
+        lambda q: QueryHinges.apply(q, gallery.T, squares, candidates, signs, distance), (queries,)
     )
 
 
@@ -219,5 +219,5 @@ def test_the_gradient_of_a_query_that_is_a_gallery_item(distance, sign):
 def test_only_the_queries_get_a_gradient():
     queries, gallery = vectors(BATCH, "N", 20).requires_grad_(True), vectors(SIZE, "N", 21).requires_grad_(True)
     squares, signs = gallery.square().sum(1), torch.ones(1, dtype=torch.float64)
-    QueryHinges.apply(queries, gallery, squares, positions(1, 22), signs, "N").sum().backward()
+    QueryHinges.apply(queries, gallery.T, squares, positions(1, 22), signs, "N").sum().backward()
     assert queries.grad is not None and gallery.grad is None

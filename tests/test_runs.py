@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from robret_lib import provenance, records, runs
+from robret_lib import runs
+from robret_lib.runs import provenance, records
 
 ROOT = Path(__file__).parents[1]
 RULES = {
@@ -125,9 +126,7 @@ def test_nothing_has_happened_when_a_parameter_is_refused(parameters):
 
 @pytest.mark.parametrize("value", [1, 0.5, "x", False, None, [1, "a"], (1,), {"a": {"b": 1}}])
 def test_a_literal_without_a_rule_is_an_unknown_parameter(parameters, value):
-    with pytest.raises(
-        runs.ParameterError, match=r"no parameter n_querys .*mean n_queries\?.*scale, seed, eps"
-    ):
+    with pytest.raises(runs.ParameterError, match=r"no parameter n_querys .*mean n_queries\?.*scale, seed, eps"):
         runs.start("90_tiny", parameters | {"n_querys": value}, **RULES)
 
 
@@ -222,9 +221,8 @@ def test_the_result_file_tells_what_was_run(parameters):
     assert path.parent == run.out_dir
     assert path.name.startswith("90_tiny-quick-s3-") and path.suffix == ".json"
     assert record["schema"] == 1
-    assert record["parameters"] == {
-        "scale": "quick", "seed": 3, "eps": 8 / 255, "steps": 4, "n_queries": None, "targeted": True, "device": "cpu",
-    }  # fmt: skip
+    expected = {name: parameters[name] for name in RULES if name != "out_dir"} | {"eps": 8 / 255}
+    assert record["parameters"] == expected
     assert record["metrics"] == {"R@1": {"value": 87.6, "n": 10, "spread": 0.3}}
     assert (record["protocol"], record["mode"], record["seed"]) == ("toy", "fixed", 3)
     assert record["packages"]["torch"] == provenance.versions()["torch"]
@@ -312,62 +310,76 @@ def test_the_commit_is_that_of_the_source_tree_and_says_when_it_was_changed(tmp_
 
 
 WRITER = f"""
-import os, random, signal, sys, time
+import json, os, random, signal, time
 from pathlib import Path
 {SETUP.split("run =")[0]}
+FOLDER = Path(OUT_DIR)
 RULES = dict(scale=runs.choice("full"), seed=runs.integer(), device=runs.choice("cpu"), out_dir=runs.folder())
 
-def write(seed, fill, size):
-    values = dict(scale="full", seed=seed, device="cpu", out_dir=sys.argv[1])
+def write(seed, letter, length):
+    values = dict(scale="full", seed=seed, device="cpu", out_dir=FOLDER)
     run = runs.start("90_tiny", values, **RULES)
-    {FINISH % "dict(fill=[fill] * size)"}
+    {FINISH % "dict(text=letter * length, length=length)"}
+
+def letters(path):
+    details = json.loads(path.read_text())["details"]
+    assert len(details["text"]) == details["length"], "cut off"
+    return set(details["text"])
 """
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
 def test_sigkill_at_any_moment_leaves_whole_results(tmp_path):
+    # The texts are so long that most of the time goes into writing them, where a kill can do harm.
     killer = """
 random.seed(0)
-write(0, "before", 10)
+write(0, "a", 10)
+seen = []
 for _ in range(25):
     child = os.fork()
     while child == 0:
-        write(0, "again", random.randrange(1, 100_000))
-    time.sleep(random.uniform(0.02, 0.15))
+        write(0, "b", random.randrange(1, 8_000_000))
+    time.sleep(random.uniform(0.05, 0.2))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
+    (result,) = FOLDER.glob("*.json")
+    seen.append(letters(result))
+    for leftover in FOLDER.glob(".*.tmp"):
+        leftover.unlink()
+assert {"b"} in seen
 """
-    process = python(WRITER.replace("sys.argv[1]", repr(str(tmp_path))) + killer)
+    process = python(WRITER.replace("OUT_DIR", repr(str(tmp_path))) + killer)
     assert process.wait() == 0, process.stderr.read()
-    (result,) = tmp_path.glob("*.json")
-    assert set(json.loads(result.read_text())["details"]["fill"]) == {"again"}
 
 
 def test_two_processes_that_write_to_one_folder_do_not_damage_each_other(tmp_path):
-    script = (
-        WRITER.replace("sys.argv[1]", repr(str(tmp_path))) + "for seed in range(50): write(seed, %r, 3000)"
-    )
-    processes = [python(script % name) for name in ("first", "second")]
+    loop = 'print("ready", flush=True)\ninput()\nfor seed in range(50): write(seed, %r, 200_000)'
+    script = WRITER.replace("OUT_DIR", repr(str(tmp_path))) + loop
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    processes = [python(script % letter, **pipes) for letter in "ab"]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
     for process in processes:
         assert process.wait() == 0, process.stderr.read()
     written = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
     assert sorted(record["seed"] for record in written) == list(range(50))
-    assert all(len(set(record["details"]["fill"])) == 1 for record in written)
+    assert all(record["details"]["text"] in ("a" * 200_000, "b" * 200_000) for record in written)
     assert len(list(tmp_path.iterdir())) == 100  # a result and a log for each, and nothing else
 
 
 @pytest.fixture
 def papermill(tmp_path):
-    """Runs a tiny chapter with papermill, from a folder of its own: ``(process, executed notebook, out_dir)``."""
+    """Runs a tiny chapter with papermill from another folder; gives process, executed notebook, out_dir."""
     pytest.importorskip("papermill")
     pytest.importorskip("ipykernel")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
 
     def execute(cells, *arguments):
-        parameters = (
-            'scale: str = "quick"\nseed: int = 0\neps: float = 0.1\ndevice: str = "cpu"\nout_dir: str = "out"'
-        )
+        parameters = 'scale: str = "quick"\nseed: int = 0\neps: float = 0.1\ndevice: str = "cpu"\nout_dir: str = "out"'
         sources = [parameters, SETUP, "recall = 80.0  # a literal, but no parameter", SETUP, *cells]
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
         notebook.cells[0].metadata.tags = ["parameters"]
@@ -414,16 +426,12 @@ def test_papermill_with_a_misspelt_parameter_fails_before_anything_runs(papermil
 def test_a_crash_leaves_the_executed_notebook_and_the_log_but_no_result(papermill):
     process, notebook, out_dir = papermill(["never = 1 / 0", FINISH % "None"])
     assert process.returncode != 0
-    errors = [
-        output.ename for cell in notebook.cells for output in cell.get("outputs", []) if "ename" in output
-    ]
+    errors = [output.ename for cell in notebook.cells for output in cell.get("outputs", []) if "ename" in output]
     assert errors == ["ZeroDivisionError"]
     (log,) = out_dir.iterdir()
     assert log.suffix == ".log"
     text = log.read_text(encoding="utf-8")
-    assert (
-        text.count("ZeroDivisionError: division by zero") == 1
-    )  # by the second run only, the first was replaced
+    assert text.count("ZeroDivisionError: division by zero") == 1  # by the second run only, the first was replaced
     assert "never = 1 / 0" in text
 
 

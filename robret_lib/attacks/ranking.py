@@ -51,6 +51,11 @@ class Gallery:
         return len(self.embeddings)
 
     @cached_property
+    def columns(self) -> Tensor:
+        """The embeddings as ``[D, N]``, contiguous."""
+        return self.embeddings.T.contiguous()
+
+    @cached_property
     def squares(self) -> Tensor:
         """Squared length of every item, ``[N]``."""
         return self.embeddings.square().sum(1)
@@ -61,7 +66,7 @@ class Gallery:
 
     def distances_from(self, queries: Tensor) -> Tensor:
         """Distances ``[A, N]`` from any embeddings ``[A, D]`` to all items."""
-        return gallery_distance(queries, self.embeddings, self.squares, self.distance)
+        return gallery_distance(queries, self.columns, self.squares, self.distance)
 
     def nearest(self, own: Tensor, size: int, chunk: int = 1024) -> Tensor:
         """Positions ``[B, size]`` of the nearest items of the items ``own [B]``, in order, themselves excluded."""
@@ -311,7 +316,7 @@ def _xi(preservation: Tensor, stiffness: float, mode: Mode) -> Tensor:
 
 
 def _query_hinges(embeddings: Tensor, gallery: Gallery, candidates: Tensor, signs: Tensor) -> Tensor:
-    return QueryHinges.apply(embeddings, gallery.embeddings, gallery.squares, candidates, signs, gallery.distance)
+    return QueryHinges.apply(embeddings, gallery.columns, gallery.squares, candidates, signs, gallery.distance)
 
 
 def _closer(embeddings: Tensor, gallery: Gallery, candidates: Tensor, own: Tensor, mode: Mode) -> Tensor:

@@ -14,18 +14,19 @@ from torch.autograd.function import once_differentiable
 from robret_lib.models import Distance
 
 
-def gallery_distance(queries: Tensor, gallery: Tensor, squares: Tensor, distance: Distance) -> Tensor:
-    """Distances ``[B, N]`` from ``[B, D]`` to ``[N, D]``: `metrics.pairwise_distance`, the fast way, many times over.
+def gallery_distance(queries: Tensor, columns: Tensor, squares: Tensor, distance: Distance) -> Tensor:
+    """Distances ``[B, N]`` to a gallery: `metrics.pairwise_distance` for many calls with one gallery.
 
     Args:
-        queries, gallery: Embeddings; unit vectors for distance "N" and "C".
-        squares: Squared lengths ``[N]`` of the gallery, computed once.
+        queries: Embeddings ``[B, D]``; unit vectors for distance "N" and "C".
+        columns: The gallery as ``[D, N]``, in the memory order in which the product is fastest.
+        squares: Its squared lengths ``[N]``.
         distance: See `Distance`.
     """
     with torch.autocast(queries.device.type, enabled=False):  # in bfloat16, whole classes would tie
         if distance == "C":
-            return 1 - queries @ gallery.T
-        products = torch.addmm(squares, queries, gallery.T, alpha=-2)
+            return 1 - queries @ columns
+        products = torch.addmm(squares, queries, columns, alpha=-2)
         return products.add_(queries.square().sum(1, keepdim=True)).clamp_(min=0).sqrt_()
 
 
@@ -77,16 +78,16 @@ class QueryHinges(torch.autograd.Function):
     def forward(
         ctx: Any,
         queries: Tensor,
-        gallery: Tensor,
+        columns: Tensor,
         squares: Tensor,
         candidates: Tensor,
         signs: Tensor,
         distance: Distance,
     ) -> Tensor:
         """See `gallery_distance`; candidates are gallery positions ``[B, m]``, signs are ``[m]`` (+-1)."""
-        distances = gallery_distance(queries, gallery, squares, distance)
+        distances = gallery_distance(queries, columns, squares, distance)
         to_candidate = distances.gather(1, candidates)
-        ctx.save_for_backward(queries, gallery, candidates, signs, distances, to_candidate)
+        ctx.save_for_backward(queries, columns, candidates, signs, distances, to_candidate)
         ctx.distance = distance
         hinges = [
             torch.sub(d[:, None], distances).mul_(sign).relu_().mean(1)
@@ -98,15 +99,15 @@ class QueryHinges(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """With a_x the derivative by d(q, x): ``grad = sum_x a_x (q - x) / d(q, x)``, or ``- sum_x a_x x`` for "C"."""
-        queries, gallery, candidates, signs, distances, to_candidate = ctx.saved_tensors
-        weights = upstream * signs / len(gallery)
+        queries, columns, candidates, signs, distances, to_candidate = ctx.saved_tensors
+        weights = upstream * signs / columns.shape[1]
         by_distance = torch.zeros_like(distances)
         for d, candidate, weight, sign in zip(to_candidate.T, candidates.T, weights.T, signs, strict=True):
             active = torch.sub(d[:, None], distances).mul_(sign).gt_(0)
             by_distance.addcmul_(active, weight[:, None], value=-1)
             by_distance.scatter_add_(1, candidate[:, None], (weight * active.sum(1))[:, None])
         if ctx.distance == "C":
-            return -(by_distance @ gallery), None, None, None, None, None
+            return -(by_distance @ columns.T), None, None, None, None, None
         by_distance /= distances.masked_fill(distances == 0, torch.inf)  # an item at the query itself has no slope
         total = by_distance.sum(1, keepdim=True) * queries
-        return total.addmm_(by_distance, gallery, alpha=-1), None, None, None, None, None
+        return total.addmm_(by_distance, columns.T, alpha=-1), None, None, None, None, None

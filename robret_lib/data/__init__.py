@@ -141,9 +141,7 @@ def _load_fashion_mnist(limit: int | None, size: int | None, progress: bool) -> 
     )
 
 
-def _idx_split(
-    files: dict[str, bytes], part: str, size: int | None, progress: bool, limit: int | None = None
-) -> Split:
+def _idx_split(files: dict[str, bytes], part: str, size: int | None, progress: bool, limit: int | None = None) -> Split:
     """Reads verified files: images ``[N, 28, 28]`` behind 16 bytes of header, labels ``[N]`` behind 8."""
     pixels = np.frombuffer(files[f"{part}-images-idx3-ubyte"], np.uint8, offset=16).reshape(-1, 28, 28)
     labels = np.frombuffer(files[f"{part}-labels-idx1-ubyte"], np.uint8, offset=8)

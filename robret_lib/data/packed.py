@@ -52,24 +52,18 @@ class PackedFile:
             if values is not None and len(values) != len(self):
                 raise DataError(f"{self.path}: {len(self)} images, but {what!r} has {len(values)} entries")
         if len(self.labels) and int(self.labels.min()) < 0:
-            raise DataError(
-                f"{self.path}: label {int(self.labels.min())} is negative; class numbers start at 0"
-            )
+            raise DataError(f"{self.path}: label {int(self.labels.min())} is negative; class numbers start at 0")
         check_label_range(self.labels, len(self.class_names), str(self.path))
         if self.split is not None and set(self.split.tolist()) not in SPLIT_VALUES:
             allowed = " or ".join(str(sorted(values)) for values in SPLIT_VALUES)
-            raise DataError(
-                f"{self.path}: 'split' holds {sorted(set(self.split.tolist()))}; expected {allowed}"
-            )
+            raise DataError(f"{self.path}: 'split' holds {sorted(set(self.split.tolist()))}; expected {allowed}")
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def _check_offsets(self) -> None:
         if self.data.dtype != np.uint8 or self.data.ndim != 1:
-            raise DataError(
-                f"{self.path}: 'data' is {self.data.dtype} {self.data.shape}; expected uint8 [bytes]"
-            )
+            raise DataError(f"{self.path}: 'data' is {self.data.dtype} {self.data.shape}; expected uint8 [bytes]")
         if self.offsets.ndim != 1 or self.offsets.dtype.kind not in "iu":
             raise DataError(
                 f"{self.path}: 'offsets' is {self.offsets.dtype} {self.offsets.shape}; expected int64 [N + 1]"
@@ -78,9 +72,7 @@ class PackedFile:
             raise DataError(f"{self.path} holds no images")
         ends = (int(self.offsets[0]), int(self.offsets[-1]))
         if ends != (0, len(self.data)) or (self.offsets[1:] <= self.offsets[:-1]).any():
-            raise DataError(
-                f"{self.path}: 'offsets' must rise strictly from 0 to the {len(self.data)} bytes of 'data'"
-            )
+            raise DataError(f"{self.path}: 'offsets' must rise strictly from 0 to the {len(self.data)} bytes of 'data'")
 
     def smallest_side(self) -> int:
         """The smallest height or width of any image, in pixels (reads the JPEG headers only)."""
@@ -175,8 +167,7 @@ def labels_from(stored: np.ndarray, path: Path) -> Tensor:
     if stored.ndim == 2 and stored.dtype.kind in "iub" and np.isin(stored, (0, 1)).all():
         return torch.from_numpy(stored.astype(np.uint8))
     raise DataError(
-        f"{path}: 'label' is {stored.dtype} {stored.shape}; "
-        "expected whole numbers [N], or zeros and ones [N, classes]"
+        f"{path}: 'label' is {stored.dtype} {stored.shape}; expected whole numbers [N], or zeros and ones [N, classes]"
     )
 
 

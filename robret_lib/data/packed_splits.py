@@ -40,9 +40,7 @@ class _Plan(NamedTuple):
     protocol: Protocol
 
 
-def load_packed(
-    path: Path, limit: int | None = None, size: int | None = None, progress: bool = False
-) -> RetrievalData:
+def load_packed(path: Path, limit: int | None = None, size: int | None = None, progress: bool = False) -> RetrievalData:
     """A packed file, or the pair of files it belongs to, in the three roles.
 
     Args:

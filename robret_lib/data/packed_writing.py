@@ -80,9 +80,7 @@ def _members(packed: PackedFile) -> dict[str, np.ndarray]:
 def _jpeg(image: Tensor | Image.Image, quality: int) -> bytes:
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
-            raise DataError(
-                f"an image is {image.dtype} {tuple(image.shape)}; expected uint8 [3, height, width]"
-            )
+            raise DataError(f"an image is {image.dtype} {tuple(image.shape)}; expected uint8 [3, height, width]")
         image = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=quality, subsampling=0)

@@ -37,9 +37,7 @@ class Split:
         _check_images(self.images)
         _check_labels(self.labels)
         if len(self.labels) != len(self.images):
-            raise DataError(
-                f"{len(self.images)} images have {len(self.labels)} labels; give one label an image"
-            )
+            raise DataError(f"{len(self.images)} images have {len(self.labels)} labels; give one label an image")
         if self.texts is not None and len(self.texts) != len(self.images):
             raise DataError(f"{len(self.images)} images have {len(self.texts)} texts; give one text an image")
 
@@ -94,9 +92,7 @@ class RetrievalData:
         for role in ("train", "query", "gallery"):
             check_label_range(getattr(self, role).labels, len(self.class_names), f"{self.name}, {role}")
         if self.protocol.self_excluded and not torch.equal(self.query.labels, self.gallery.labels):
-            raise DataError(
-                f"{self.name}: self_excluded means query i is gallery item i, but their labels differ"
-            )
+            raise DataError(f"{self.name}: self_excluded means query i is gallery item i, but their labels differ")
         if self.protocol.class_disjoint:
             self._check_class_disjoint()
 
@@ -147,9 +143,7 @@ def check_label_range(labels: Tensor, classes: int, where: str) -> None:
     if labels.ndim == 2 and labels.shape[1] != classes:
         raise DataError(f"{where}: multi-hot labels have {labels.shape[1]} columns for {classes} class names")
     if labels.ndim == 1 and len(labels) and int(labels.max()) >= classes:
-        raise DataError(
-            f"{where}: label {int(labels.max())} has no name; there are {classes} class names, from 0"
-        )
+        raise DataError(f"{where}: label {int(labels.max())} has no name; there are {classes} class names, from 0")
 
 
 def _check_images(images: Tensor) -> None:
@@ -164,8 +158,7 @@ def _check_images(images: Tensor) -> None:
     low, high = (float(bound) for bound in images.aminmax())
     if not (low >= 0 and high <= 1):  # in this direction NaN is refused too
         raise DataError(
-            f"float images reach from {low:g} to {high:g}; expected [0, 1] "
-            "(divide by 255, or undo a normalization)"
+            f"float images reach from {low:g} to {high:g}; expected [0, 1] (divide by 255, or undo a normalization)"
         )
 
 

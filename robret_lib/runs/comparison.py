@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robret_lib import records
+from robret_lib.runs import records
 
-WORKFLOW = Path(__file__).parents[1] / "workflow"
+WORKFLOW = Path(__file__).parents[2] / "workflow"
 COLUMNS = ("metric", "published", "ours", "difference", "tolerance", "within", "seeds", "n", "mode")
 
 
@@ -79,9 +79,7 @@ def expected(name: str, folder: Path | None = None) -> dict[str, Any]:
     path = (WORKFLOW / "expected" if folder is None else folder) / f"{name}.json"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.json"))) or "none"
-        raise records.ResultError(
-            f"There are no published values {name} in {path.parent}; known there: {known}."
-        )
+        raise records.ResultError(f"There are no published values {name} in {path.parent}; known there: {known}.")
     table = records.read(path, ("title", "source", "rows"))
     for row in table["rows"]:
         if not {"metric", "value"} <= row.keys():

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from robret_lib import provenance, records
-from robret_lib.comparison import comparison, comparison_table, expected, results
-from robret_lib.parameters import (
+from robret_lib.runs import provenance, records
+from robret_lib.runs.comparison import comparison, comparison_table, expected, results
+from robret_lib.runs.parameters import (
     ParameterError,
     Rule,
     boolean,
@@ -34,7 +34,7 @@ from robret_lib.parameters import (
     refuse_unknown,
     refused,
 )
-from robret_lib.records import Measured, ResultError, measured
+from robret_lib.runs.records import Measured, ResultError, measured
 
 __all__ = [
     "Measured",
@@ -110,7 +110,7 @@ class Run:
         digest = hashlib.sha256(json.dumps(self._recorded, sort_keys=True).encode()).hexdigest()[:8]
         self.log: Path = self.out_dir / f"{chapter}-{self.scale}-s{self.seed}-{digest}.log"
         self._started, self._clock = datetime.now(UTC), time.perf_counter()
-        self._commit = provenance.commit(Path(__file__).parents[1])
+        self._commit = provenance.commit(Path(__file__).parents[2])
         self._finished = False
         try:
             self.out_dir.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,37 @@
+"""Draw the picture of the front page: the strip of chapter 1 at twice its resolution.
+
+    python front.py CHECKOUT     writes CHECKOUT/book/_static/front.png
+
+Runs the chapter's own code cells up to the figure, so the picture is what the chapter shows, at its default parameters.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import matplotlib
+import nbformat
+
+FIGURE = "fig-strip"
+
+
+def main(root: Path) -> None:
+    """Run the cells in an empty folder, where their run log is thrown away, and save the figure."""
+    matplotlib.use("agg")
+    chapter = nbformat.read(root / "chapters" / "01_image_retrieval.ipynb", as_version=4)
+    sys.path.insert(0, str(root))
+    namespace = {"__name__": "__main__"}
+    with tempfile.TemporaryDirectory() as scratch:
+        os.chdir(scratch)
+        for cell in chapter.cells:
+            if cell.cell_type == "code":
+                exec(compile(cell.source, cell.id, "exec"), namespace)
+            if cell.id == FIGURE:
+                break
+        os.chdir(root)
+    matplotlib.pyplot.gcf().savefig(root / "book" / "_static" / "front.png", dpi=200)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve())

@@ -1,0 +1,137 @@
+"""The table of published numbers beside ours."""
+
+import json
+import statistics
+
+import pytest
+
+from robret_lib import runs
+
+CHAPTER = "90_tiny"
+ROWS = [
+    {"metric": "R@1 (N)", "value": 87.6, "tolerance": 2.0, "unit": "%"},
+    {"metric": "CA+|w=1", "value": 49.2, "tolerance": 0.5},
+    {"metric": "ES:D", "value": "not found", "tolerance": 1},
+    {"metric": "NMI", "value": None},
+]
+
+
+@pytest.fixture
+def workflow(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "expected").mkdir()
+    table = {"schema": 1, "title": "Table J", "source": "RobRank README", "rows": ROWS}
+    (tmp_path / "expected" / "table.json").write_text(json.dumps(table))
+    return tmp_path
+
+
+def run_once(workflow, values, seed=0, steps=5, scale="full", **finish):
+    rules = {
+        "scale": runs.choice("quick", "full"),
+        "seed": runs.integer(),
+        "steps": runs.integer(),
+        "device": runs.choice("cpu"),
+        "out_dir": runs.folder(),
+    }
+    given = {
+        "scale": scale,
+        "seed": seed,
+        "steps": steps,
+        "device": "cpu",
+        "out_dir": str(workflow / "results"),
+    }
+    metrics = {name: runs.measured(value, n=10_000) for name, value in values.items()}
+    run = runs.start(CHAPTER, given, **rules)
+    return run.finish(**({"metrics": metrics, "protocol": "toy", "mode": "fixed"} | finish))
+
+
+def cells(workflow):
+    """The table's rows without its head, as lists of cells."""
+    lines = runs.comparison_table("table", CHAPTER, workflow).splitlines()[2:]
+    return [[cell.strip() for cell in line.replace("\\|", "¦").split("|")[1:-1]] for line in lines]
+
+
+def test_without_any_run_every_metric_says_so(workflow):
+    assert cells(workflow) == [
+        ["R@1 (N), %", "87.6", "not run", "", "2", "", "", "", ""],
+        ["CA+¦w=1", "49.2", "not run", "", "0.5", "", "", "", ""],
+        ["ES:D", "not published", "not run", "", "1", "", "", "", ""],
+        ["NMI", "not published", "not run", "", "", "", "", "", ""],
+    ]
+
+
+def test_the_head_has_as_many_columns_as_the_rows(workflow):
+    head, rule, *rows = runs.comparison_table("table", CHAPTER, workflow).replace("\\|", "").splitlines()
+    assert head.startswith("| metric | published | ours | difference | tolerance | within | seeds | n | mode |")
+    assert {line.count("|") for line in (head, rule, *rows)} == {10}
+
+
+def test_one_run_stands_beside_the_published_number(workflow):
+    run_once(workflow, {"R@1 (N)": 85.6, "CA+|w=1": 50.0, "ES:D": 1.2})
+    assert cells(workflow)[:3] == [
+        ["R@1 (N), %", "87.6", "85.60", "-2.00", "2", "yes", "0", "10,000", "fixed"],
+        ["CA+¦w=1", "49.2", "50.00", "+0.80", "0.5", "no", "0", "10,000", "fixed"],
+        ["ES:D", "not published", "1.20", "", "1", "", "0", "10,000", "fixed"],
+    ]
+
+
+def test_seeds_are_averaged_with_their_standard_deviation(workflow):
+    values = [87.0, 88.0, 89.5]
+    for seed in (2, 0, 1):
+        run_once(workflow, {"R@1 (N)": values[seed]}, seed=seed)
+    row = runs.comparison("table", CHAPTER, workflow)[0]
+    assert row.ours == pytest.approx(sum(values) / 3)
+    assert row.deviation == pytest.approx(statistics.stdev(values))
+    assert row.seeds == (0, 1, 2)
+    assert cells(workflow)[0][2:4] == ["88.17 ± 1.26", "+0.57"]
+
+
+def test_each_mode_has_a_row_of_its_own(workflow):
+    run_once(workflow, {"R@1 (N)": 87.0}, seed=0)
+    run_once(workflow, {"R@1 (N)": 88.0}, seed=1, mode="reference")
+    assert [(row[2], row[-1]) for row in cells(workflow)[:2]] == [("87.00", "fixed"), ("88.00", "reference")]
+
+
+def test_quick_runs_and_other_chapters_are_left_out(workflow):
+    run_once(workflow, {"R@1 (N)": 80.0}, scale="quick")
+    assert runs.results(CHAPTER, workflow / "results") == []
+    path = run_once(workflow, {"R@1 (N)": 80.0})
+    assert runs.results(CHAPTER, workflow / "results") == [json.loads(path.read_text())]
+    assert runs.results("91_other", workflow / "results") == []
+    assert runs.results(CHAPTER, workflow / "absent") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"), [({"steps": 6}, "differ in steps"), ({"protocol": "other"}, "differ in protocol")]
+)
+def test_runs_of_different_settings_are_not_averaged(workflow, changes, named):
+    run_once(workflow, {"R@1 (N)": 87.0})
+    run_once(workflow, {"R@1 (N)": 88.0}, seed=1, **changes)
+    with pytest.raises(runs.ResultError, match=named):
+        runs.comparison("table", CHAPTER, workflow)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[: len(text) // 2], "is damaged"),
+        (lambda text: "", "is damaged"),
+        (lambda text: "[]", "has no schema"),
+        (lambda text: text.replace('"metrics"', '"numbers"'), "has no metrics"),
+        (lambda text: text.replace('"schema": 1', '"schema": 2'), "schema 2; this version reads schema 1"),
+    ],
+)
+def test_a_damaged_result_is_named(workflow, damage, message):
+    path = run_once(workflow, {"R@1 (N)": 87.0})
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(runs.ResultError, match=f"{path.name} .*{message}"):
+        runs.comparison_table("table", CHAPTER, workflow)
+
+
+def test_published_values_that_are_absent_or_incomplete_are_named(workflow):
+    with pytest.raises(runs.ResultError, match="no published values tabel .*known there: table"):
+        runs.expected("tabel", workflow / "expected")
+    table = {"schema": 1, "title": "", "source": "", "rows": [{"metric": "R@1"}]}
+    (workflow / "expected" / "table.json").write_text(json.dumps(table))
+    with pytest.raises(runs.ResultError, match="table.json has the row .*needs a metric and a value"):
+        runs.expected("table", workflow / "expected")
