@@ -143,7 +143,9 @@ class Progress:
 
     def left(self) -> str:
         now = time.monotonic()
-        rest = [max(1, seconds - now + self.begun.get(c, now)) for c, seconds in self.unfinished.items()]
+        spent = {chapter: now - self.begun.get(chapter, now) for chapter in self.unfinished}
+        # A chapter that takes longer than expected is taken to need a quarter of its time so far.
+        rest = [max(seconds - spent[c], spent[c] / 4) for c, seconds in self.unfinished.items()]
         return f", about {words(max(max(rest), sum(rest) / self.workers))} left" if rest else ""
 
 

@@ -110,8 +110,8 @@ def distance(
 ) -> Triplets:
     """Negative: weighted by the inverse density of distances on the unit sphere (Wu et al. 2017, eq. 4).
 
-    ``log 1/q(d) = (2 - D) log d - (D - 3)/2 log(1 - d^2/4)``, D = ``dim``. RobRank sets no lower cutoff on d, so in
-    high dimension nearly all the weight falls on the nearest negative.
+    ``log 1/q(d) = (2 - D) log d - (D - 3)/2 log(1 - d^2/4)``, D = ``dim``. RobRank sets no cutoff on d, so in
+    high dimension nearly all the weight falls on the nearest negative, as long as none is almost antipodal.
     """
     anchor, partner = _pairs(distances)
     other = _other_class(labels)

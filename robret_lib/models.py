@@ -1,6 +1,7 @@
 """Networks that map images in [0, 1] to embeddings. Pixel normalization is a layer of the model, never of the data."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import timm
@@ -101,7 +102,7 @@ class EmbeddingModel(nn.Module):
         return self
 
 
-def efficientnet_lite0(embedding_dim: int, pretrained: bool = True) -> EmbeddingModel:
+def efficientnet_lite0(embedding_dim: int, pretrained: bool = True, distance: Distance = "N") -> EmbeddingModel:
     """EfficientNet-Lite0 with ImageNet weights from the pip package, so nothing is downloaded at run time.
 
     The weights expect mean = std = 0.5 (with ImageNet's statistics, top-1 drops from 78.5 to 70.4 % on 270 photos).
@@ -112,7 +113,7 @@ def efficientnet_lite0(embedding_dim: int, pretrained: bool = True) -> Embedding
         # The package names its layers differently but stores the same tensors in the same order.
         backbone.load_state_dict(dict(zip(backbone.state_dict(), weights.values(), strict=True)))
     backbone.classifier = nn.Linear(backbone.num_features, embedding_dim)
-    return EmbeddingModel(backbone, mean=(0.5,) * 3, std=(0.5,) * 3)
+    return EmbeddingModel(backbone, distance, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 def build(name: str, embedding_dim: int, pretrained: bool = False, distance: Distance = "N") -> EmbeddingModel:
@@ -126,16 +127,17 @@ def build(name: str, embedding_dim: int, pretrained: bool = False, distance: Dis
         distance: See `Distance`.
 
     Raises:
-        ValueError: No library has the name.
+        ValueError: No library has the name, or there are no weights for it.
     """
     if name in ("c2f2", "c2f2_half"):
+        if pretrained:
+            raise ValueError(f"{name} has no ImageNet weights: expected pretrained=False")
         return EmbeddingModel(C2F2(embedding_dim, width=1.0 if name == "c2f2" else 0.5), distance)
     if name == "efficientnet_lite0":
-        model = efficientnet_lite0(embedding_dim, pretrained)
-        model.distance = distance
-        return model
+        return efficientnet_lite0(embedding_dim, pretrained, distance)
     if name in torchvision.models.list_models(module=torchvision.models):
-        backbone = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
+        no_tuples = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}  # one output in training too
+        backbone = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **no_tuples)
         return EmbeddingModel(_replace_classifier(backbone, embedding_dim), distance, IMAGENET_MEAN, IMAGENET_STD)
     if timm.is_model(name):
         backbone = timm.create_model(name, pretrained=pretrained, num_classes=embedding_dim, drop_rate=0.0)
@@ -160,16 +162,24 @@ def _replace_classifier(backbone: nn.Module, embedding_dim: int) -> nn.Module:
     return backbone
 
 
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """All modules in evaluation mode inside; afterwards each is in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 @torch.no_grad()
 def embed(model: nn.Module, images: Tensor, batch_size: int = 512) -> Tensor:
     """Embeddings ``[N, D]`` of images ``[N, C, H, W]`` (uint8, or float in [0, 1]), without gradients.
 
-    Runs in evaluation mode on the model's device, and leaves the model's mode as it was.
+    Runs in evaluation mode on the model's device, and leaves the model's modes as they were.
     """
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    try:
+    device = next(model.parameters(), images).device
+    with evaluation_mode(model):
         return torch.cat([model(as_float(batch.to(device))) for batch in images.split(batch_size)])
-    finally:
-        model.train(was_training)

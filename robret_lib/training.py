@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from robret_lib.data import Split, as_float
 from robret_lib.mining import spc2_epoch
+from robret_lib.models import evaluation_mode
 
 Objective = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
 """``objective(model, images, labels, generator)`` -> scalar loss; as an nn.Module, its weights are trained too."""
@@ -187,8 +188,7 @@ def _resume(
 def _validated(model: nn.Module, validate: Callable[[nn.Module], dict[str, float]] | None) -> dict[str, float]:
     if validate is None:
         return {}
-    model.eval()
-    with torch.no_grad():
+    with evaluation_mode(model), torch.no_grad():
         return validate(model)
 
 

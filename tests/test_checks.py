@@ -12,7 +12,8 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from robret_lib import checks, models, normalization
+from robret_lib import checks, models
+from robret_lib.checks import normalization
 from robret_lib.models import IMAGENET_MEAN, IMAGENET_STD
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "grocery24_tiny_64px.npz"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -131,3 +132,13 @@ def test_every_module_is_in_the_api_reference():
 
 def test_types_are_shipped():
     assert (ROOT / "robret_lib" / "py.typed").exists()
+
+
+def test_the_ten_lines_of_the_readme_run():
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line for line in code[1].splitlines() if line]
+    assert len(lines) <= 10
+    found = subprocess.run([sys.executable, "-c", code[1]], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    before, after = (float(number) for number in re.findall(r"([\d.]+) %", found.stdout))
+    assert after < before - 15

@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from robret_lib.models import evaluation_mode
+
 Loss = Callable[[Tensor], Tensor]
 """``loss_fn(embeddings [B, D]) -> [B]``: one loss per image, which depends on that image alone."""
 
@@ -93,18 +95,15 @@ def pgd(
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no weight gradients inside; afterwards every module and weight is as it was."""
-    modes = {module: module.training for module in model.modules()}
     wanted = [weight for weight in model.parameters() if weight.requires_grad]
-    model.eval()
     for weight in wanted:
         weight.requires_grad_(False)
     try:
-        yield
+        with evaluation_mode(model):
+            yield
     finally:
         for weight in wanted:
             weight.requires_grad_(True)
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _gradient(embeddings: Tensor, loss_fn: Loss, images: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from robret_lib import normalization
 from robret_lib.attacks.pgd import frozen
+from robret_lib.checks import normalization
 from robret_lib.data import as_float
 
 SAME = 1e-3
