@@ -1,15 +1,15 @@
 """The storage of every prepared color set: one .npz that holds its photographs as JPEG files, end to end.
 
-==============  ===========================  ==============================================================
+=============== ===========================  ==============================================================
 member          type                         meaning
-==============  ===========================  ==============================================================
+=============== ===========================  ==============================================================
 ``data``        uint8 ``[bytes]``            all JPEG files, one after the other
 ``offsets``     int64 ``[N + 1]``            image i is ``data[offsets[i]:offsets[i + 1]]``
 ``label``       int16 ``[N]``                class number from 0; or uint8 ``[N, classes]`` of zeros and ones
 ``class_names`` bytes ``[classes]``          UTF-8, for the whole label space
 ``name``        bytes ``[N]``, optional      where the image came from
 ``split``       bytes ``[N]``, optional      ``train`` and ``test``, or ``train``, ``query`` and ``database``
-==============  ===========================  ==============================================================
+=============== ===========================  ==============================================================
 
 Other members may stand beside these. Nothing is pickled.
 """
