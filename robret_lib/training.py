@@ -1,6 +1,14 @@
 """One training loop. Killed at any moment and started again, it ends with the weights of an uninterrupted run.
 
 All randomness is a function of (seed, epoch) or (seed, step, rank), so a checkpoint needs no generator state.
+
+On several GPUs or in several processes, write a script and start it with ``torchrun --nproc_per_node 2 script.py``::
+
+    with training.process_group("cuda") as rank:
+        torch.cuda.set_device(rank)
+        train(model.cuda(), dataset.train, objective, schedule, checkpoint=Path("run.checkpoint"), progress=rank == 0)
+
+``schedule.pairs`` counts per process, so two processes make half as many, twice as large steps a pass.
 """
 
 import os

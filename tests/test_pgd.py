@@ -161,6 +161,9 @@ def test_without_a_radius_the_images_come_back_bit_for_bit(device, norm, random_
     budget = PGD(0.0, 0.1, 3, norm, random_start)
     adversarial = pgd(small_network(device=device), images, first_coordinate, budget)
     assert torch.equal(adversarial, images) and adversarial.data_ptr() != images.data_ptr()
+    watched = Watched().to(device)
+    pgd(watched, images, first_coordinate, budget)
+    assert watched.calls["forward"] == 0
 
 
 def test_a_batch_without_images_is_allowed():

@@ -201,7 +201,7 @@ def test_the_published_recipe_of_fashion_mnist():
 
 def test_a_killed_recipe_goes_on_where_it_was(processes, tmp_path, cache):
     """Checkpoints come every 200 steps; killed after the first, it ends the same."""
-    recipe = Recipe("c2f2_half", embedding_dim=2, steps=300, pairs=6)
+    recipe = Recipe("c2f2_half", embedding_dim=2, steps=260, pairs=8)
     process = processes.Process(target=train_in_a_process, args=(tmp_path, recipe))
     process.start()
     deadline = time.monotonic() + 120
