@@ -92,8 +92,11 @@ def processes():
 
 
 def killed_until_done(processes, arguments, waits):
-    """Run `run_training`, kill -9 after each of the waits (seconds) and start again; then let it end."""
-    killed = 0
+    """Run `run_training`, kill -9 after each of the waits (seconds) and start again; then let it end.
+
+    Returns how many kills there were with and without a checkpoint to go on from.
+    """
+    killed = {True: 0, False: 0}
     for wait in [*waits, 120]:
         process = processes.Process(target=run_training, args=arguments)
         process.start()
@@ -101,7 +104,7 @@ def killed_until_done(processes, arguments, waits):
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
             process.join()
-            killed += 1
+            killed[(arguments[0] / "checkpoint").exists()] += 1
             assert process.exitcode == -signal.SIGKILL and wait < 120
         else:
             assert process.exitcode == 0
@@ -340,13 +343,13 @@ def test_a_damaged_checkpoint_is_named(damage, tmp_path):
 
 
 def test_killed_at_random_moments_it_ends_bit_for_bit_as_if_undisturbed(processes, tmp_path):
-    draw = random.Random(0)
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-    assert killed_until_done(processes, (tmp_path / "whole", 60, 0.02), []) == 0
-    waits = [draw.uniform(0.1, 0.9) for _ in range(12)]
-    assert killed_until_done(processes, (tmp_path / "killed", 60, 0.02), waits) >= 2
-    assert_same(loaded(tmp_path / "killed" / "end"), loaded(tmp_path / "whole" / "end"))
+    draw, whole, killed = random.Random(0), tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    assert killed_until_done(processes, (whole, 60, 0.0), []) == {True: 0, False: 0}
+    kills = killed_until_done(processes, (killed, 60, 0.05), [draw.uniform(0.2, 1.6) for _ in range(12)])
+    assert kills[True] >= 1 and sum(kills.values()) >= 2
+    assert_same(loaded(killed / "end"), loaded(whole / "end"))
 
 
 def test_a_kill_during_a_write_leaves_the_old_file_or_the_new_one(processes, tmp_path):
@@ -359,7 +362,7 @@ def test_a_kill_during_a_write_leaves_the_old_file_or_the_new_one(processes, tmp
         deadline = time.monotonic() + 60
         while not file.exists() and time.monotonic() < deadline:
             time.sleep(0.005)
-        time.sleep(draw.uniform(0, 0.1))
+        time.sleep(draw.uniform(0, 0.2))
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         state = loaded(file)
