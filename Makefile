@@ -39,7 +39,7 @@ data: $(STAMP) ## get, verify and convert a data set: DATASET=fashion-mnist
 	@$(BIN)/python data_scripts/$(subst -,_,$(DATASET)).py
 
 bench: $(STAMP) ## measure what a PGD step costs
-	$(BIN)/python -m tests.benchmarks.pgd_cost
+	$(BIN)/python -m tests.benchmarks.pgd_cost --write
 
 clean: ## remove what was built; the environment and the data stay
 	rm -rf book/_build .pytest_cache .ruff_cache .hypothesis

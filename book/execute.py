@@ -155,7 +155,10 @@ def run_all(chapters: list[Chapter], workers: int, store: bool) -> dict[Chapter,
 
     def job(chapter: Chapter) -> tuple[Chapter, str]:
         progress.started(chapter)
-        return chapter, run(chapter, store)
+        try:
+            return chapter, run(chapter, store)
+        except Exception as error:  # a notebook that cannot be read, say: the others still run
+            return chapter, f"{type(error).__name__}: {error}"
 
     pool = ThreadPoolExecutor(workers)
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 
 LIBRARY = "robret_lib"
-PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "faiss-cpu", "matplotlib")
+PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "faiss-cpu", "matplotlib", "timm")
 
 
 def fingerprint(chapter: Path, root: Path) -> str:

@@ -22,7 +22,8 @@ def stage(root: Path, chapters: Path, target: Path) -> None:
     """Copy everything that is rendered into `target`, chapters from the folder `chapters`."""
     shutil.rmtree(target, ignore_errors=True)
     files = {path: path.relative_to(root) for pattern in PAGES for path in (root / "book").glob(pattern)}
-    files |= {path: Path("chapters", path.name) for path in chapters.glob("*.ipynb")}
+    for folder in (root / "chapters", chapters):  # a chapter that was not run is shown as stored
+        files |= {path: Path("chapters", path.name) for path in folder.glob("*.ipynb")}
     for path, place in files.items():
         if path.is_file():
             (target / place).parent.mkdir(parents=True, exist_ok=True)

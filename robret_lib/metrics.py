@@ -21,11 +21,14 @@ def pairwise_distance(queries: Tensor, gallery: Tensor, distance: str = "N") -> 
     One matrix product instead of a difference tensor: fast, but a vector's distance to itself comes out as
     about 1e-4 rather than 0. Find self by index, never by the smallest distance.
     """
-    products = queries @ gallery.T
-    if distance == "C":
-        return 1 - products
-    squares = queries.square().sum(1)[:, None] + gallery.square().sum(1)[None, :]
-    return products.mul_(-2).add_(squares).clamp_(min=0).sqrt_()
+    if distance not in ("N", "E", "C"):
+        raise ValueError(f'distance={distance!r}: expected "N", "E" or "C"')
+    with torch.autocast(queries.device.type, enabled=False):  # in bfloat16, whole classes would tie
+        products = queries @ gallery.T
+        if distance == "C":
+            return 1 - products
+        squares = queries.square().sum(1)[:, None] + gallery.square().sum(1)[None, :]
+        return products.mul_(-2).add_(squares).clamp_(min=0).sqrt_()
 
 
 def relevance(query_labels: Tensor, gallery_labels: Tensor) -> Tensor:
@@ -149,7 +152,7 @@ def _chunks(
     size = max(1, CHUNK_BYTES // (4 * len(gallery)))
     for start in range(0, len(queries), size):
         rows = slice(start, min(start + size, len(queries)))
-        distances = pairwise_distance(queries[rows].float(), gallery.float(), "E")
+        distances = pairwise_distance(queries[rows].to(gallery.device).float(), gallery.float(), "E")
         relevant = relevance(query_labels[rows].to(gallery.device), gallery_labels.to(gallery.device))
         if own is not False:
             position = own[rows].to(gallery.device)[:, None]

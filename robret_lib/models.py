@@ -136,8 +136,11 @@ def build(name: str, embedding_dim: int, pretrained: bool = False, distance: Dis
     if name == "efficientnet_lite0":
         return efficientnet_lite0(embedding_dim, pretrained, distance)
     if name in torchvision.models.list_models(module=torchvision.models):
-        no_tuples = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}  # one output in training too
-        backbone = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **no_tuples)
+        backbone = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
+        for head in ("AuxLogits", "aux1", "aux2"):  # inception's and googlenet's: training would return a tuple
+            if hasattr(backbone, head):
+                setattr(backbone, head, None)
+                backbone.aux_logits = False
         return EmbeddingModel(_replace_classifier(backbone, embedding_dim), distance, IMAGENET_MEAN, IMAGENET_STD)
     if timm.is_model(name):
         backbone = timm.create_model(name, pretrained=pretrained, num_classes=embedding_dim, drop_rate=0.0)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, pairwise_distance
 
+from robret_lib import mining
 from robret_lib.metrics import pairwise_distance as distance_matrix
 from robret_lib.mining import Mode, Sampler
 from robret_lib.models import Distance
@@ -21,6 +22,8 @@ def triplet_loss(
     anchor: Tensor, positive: Tensor, negative: Tensor, margin: float = 0.2, distance: Distance = "N"
 ) -> Tensor:
     """Triplet losses ``[B]``: ``[d(a, p) - d(a, n) + margin]_+`` of embeddings ``[B, D]`` (Schroff et al. 2015, eq. 2).
+
+    As in the published code, the Euclidean d is PyTorch's, with 1e-6 added to each difference inside the norm.
 
     Args:
         anchor, positive, negative: Embeddings ``[B, D]``; unit vectors for distance "N" and "C".
@@ -41,6 +44,10 @@ class TripletObjective(nn.Module):
 
     def __init__(self, sampler: Sampler, distance: Distance = "N", mode: Mode = "fixed") -> None:
         super().__init__()
+        if sampler is mining.distance and distance != "N":
+            raise ValueError(
+                f'the distance-weighted sampler knows the unit sphere only: expected "N", not {distance!r}'
+            )
         self.sampler, self.distance, self.mode = sampler, distance, mode
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -49,7 +56,9 @@ class TripletObjective(nn.Module):
         margin = MARGIN[self.distance]
         with torch.no_grad():
             distances = distance_matrix(embeddings.detach(), embeddings.detach(), self.distance)
-            triplets = self.sampler(distances, labels, margin, generator, self.mode)
+            # the published code has 512 whatever the embedding's size
+            dim = {"dim": embeddings.shape[1]} if self.sampler is mining.distance and self.mode == "fixed" else {}
+            triplets = self.sampler(distances, labels, margin, generator, self.mode, **dim)
         return triplet_loss(*(embeddings[role] for role in triplets), margin, self.distance).mean()
 
 

@@ -1,6 +1,7 @@
 """The models the chapters train, each from a recipe, trained once and kept for the next chapter."""
 
 import ast
+import fcntl
 import hashlib
 import inspect
 import json
@@ -15,9 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from robret_lib import mining, models, objectives, training
+from robret_lib import metrics, mining, models, objectives, training
 from robret_lib.data import RetrievalData, data_root
-from robret_lib.metrics import recall_at_k
 
 SamplerName = Literal["random", "semihard", "softhard", "distance", "hard"]
 
@@ -56,7 +56,7 @@ class Trained:
     Args:
         model: On the device asked for, in evaluation mode.
         history: See `training.train`; validation is Recall@1 in percent, key "recall_at_1".
-        seconds: Wall time of the training, also when the model was taken from the cache.
+        seconds: Wall time of the training (of its last part if it was resumed), also when it comes from the cache.
         device: What it was trained on.
     """
 
@@ -84,8 +84,11 @@ def trained(recipe: Recipe, data: RetrievalData, device: torch.device, progress:
     with torch.random.fork_rng([]):
         torch.manual_seed(recipe.seed)
         model = models.build(recipe.backbone, recipe.embedding_dim, distance=recipe.distance).to(device)
-    if not file.exists():
-        _train_into(file, model, recipe, data, progress)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process that wants the same model waits for it
+        if not file.exists():
+            _train_into(file, model, recipe, data, progress)
     return _read(file, model.eval())
 
 
@@ -114,7 +117,7 @@ def _recall_at_1(model: nn.Module, data: RetrievalData) -> float:
     gallery = models.embed(model, data.gallery.images)
     own = data.protocol.self_excluded
     queries = gallery if own else models.embed(model, data.query.images)
-    return recall_at_k(queries, gallery, data.query.labels, data.gallery.labels, k=(1,), self_excluded=own)[1]
+    return metrics.recall_at_k(queries, gallery, data.query.labels, data.gallery.labels, k=(1,), self_excluded=own)[1]
 
 
 def _read(file: Path, model: models.EmbeddingModel) -> Trained:
@@ -125,11 +128,12 @@ def _read(file: Path, model: models.EmbeddingModel) -> Trained:
 
 
 def _key(recipe: Recipe, data: RetrievalData) -> str:
-    """Name of the cache file: changes with the recipe, the training data and the code that trains."""
+    """Name of the cache file: changes with the recipe, the data, the code that trains and torch."""
     digest = hashlib.sha256(json.dumps(asdict(recipe)).encode())
-    digest.update(data.train.images.numpy().tobytes())
-    digest.update(data.train.labels.numpy().tobytes())
-    for module in (models, mining, objectives, training):
+    digest.update(torch.__version__.encode())
+    for part in (data.train.images, data.train.labels, data.query.labels, data.gallery.labels):
+        digest.update(part.contiguous().numpy())
+    for module in (models, mining, objectives, training, metrics):
         digest.update(_code(inspect.getsource(module)).encode())
     return digest.hexdigest()[:16]
 

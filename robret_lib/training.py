@@ -5,7 +5,6 @@ All randomness is a function of (seed, epoch) or (seed, step, rank), so a checkp
 On several GPUs or in several processes, write a script and start it with ``torchrun --nproc_per_node 2 script.py``::
 
     with training.process_group("cuda") as rank:
-        torch.cuda.set_device(rank)
         train(model.cuda(), dataset.train, objective, schedule, checkpoint=Path("run.checkpoint"), progress=rank == 0)
 
 ``schedule.pairs`` counts per process, so two processes make half as many, twice as large steps a pass.
@@ -17,7 +16,6 @@ from contextlib import contextmanager
 from itertools import count, islice
 from math import ceil
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,9 +28,6 @@ from tqdm import tqdm
 from robret_lib.data import Split, as_float
 from robret_lib.mining import spc2_epoch
 from robret_lib.models import evaluation_mode
-
-Objective = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
-"""``objective(model, images, labels, generator)`` -> scalar loss; as an nn.Module, its weights are trained too."""
 
 
 class Schedule(NamedTuple):
@@ -68,7 +63,8 @@ def train(
     Args:
         model: Embeds images ``[B, C, H, W]`` in [0, 1].
         data: Training images and int labels.
-        objective: See `Objective`.
+        objective: ``objective(model, images, labels, generator)`` is the scalar loss of a batch; weights of its own
+            are trained too.
         schedule: See `Schedule`.
         checkpoint: File to resume from if it exists, and to write every ``checkpoint_every`` steps and at the end.
         checkpoint_every: Steps between two checkpoints.
@@ -77,20 +73,21 @@ def train(
         progress: Show a progress bar.
 
     Returns:
-        The history: one ``{"step", "loss" (mean since the last entry), **validate(model)}`` every
+        The history: one ``{"step", "loss" (this process' mean since the last entry), **validate(model)}`` every
         ``validate_every`` steps and at the end.
 
     Raises:
         ValueError: The checkpoint belongs to another schedule, or the schedule is impossible.
         FloatingPointError: The loss is NaN or infinite.
     """
-    _check(schedule, data)
-    device = next(model.parameters()).device
     rank, world = _rank_and_world()
+    _check(schedule, data, world, checkpoint_every, validate_every)
+    device = next(model.parameters()).device
     step_module = _Step(model, objective).to(device)
     weights = [weight for weight in step_module.parameters() if weight.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=schedule.lr, weight_decay=schedule.weight_decay)
-    start, loss_sum, history = _resume(checkpoint, step_module, optimizer, schedule)
+    identity = schedule._asdict() | {"images": len(data), "processes": world}
+    start, loss_sum, history = _resume(checkpoint, step_module, optimizer, identity)
     replicas = DistributedDataParallel(step_module) if world > 1 else step_module
     batches = _batches(data.labels.cpu(), schedule, start, rank, world)
     for step in tqdm(range(start, schedule.steps), initial=start, total=schedule.steps, disable=not progress):
@@ -107,7 +104,7 @@ def train(
             history.append({"step": done, "loss": loss_sum / covered, **_validated(model, validate)})
             loss_sum = 0.0
         if checkpoint and rank == 0 and (done % checkpoint_every == 0 or done == schedule.steps):
-            state = {"step": done, "loss_sum": loss_sum, "history": history, "schedule": schedule._asdict()}
+            state = {"step": done, "loss_sum": loss_sum, "history": history, "identity": identity}
             save_atomically(state | _states(step_module, optimizer), checkpoint)
     return history
 
@@ -118,6 +115,8 @@ def process_group(device: str) -> Iterator[int]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield 0
         return
+    if device != "cpu":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("gloo" if device == "cpu" else "nccl")
     try:
         yield dist.get_rank()
@@ -176,18 +175,19 @@ def _states(step_module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
 
 def _resume(
-    checkpoint: Path | None, step_module: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule
+    checkpoint: Path | None, step_module: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, float]
 ) -> tuple[int, float, list[dict[str, float]]]:
     if checkpoint is None:
         return 0, 0.0, []
     try:
         state = torch.load(checkpoint, weights_only=True, map_location=next(step_module.parameters()).device)
+        written_for = state["identity"]
     except FileNotFoundError:  # none yet, or another process that trains the same has just finished with it
         return 0, 0.0, []
-    except (RuntimeError, EOFError, UnpicklingError) as error:
+    except Exception as error:  # reading a damaged file can fail in any way
         raise ValueError(f"{checkpoint} is no checkpoint, or a damaged one: delete it to start anew") from error
-    if state["schedule"] != schedule._asdict():
-        raise ValueError(f"{checkpoint} was written with {state['schedule']}, this training is {schedule}: move it")
+    if written_for != identity:
+        raise ValueError(f"{checkpoint} was written with {written_for}, this training is {identity}: move it")
     step_module.load_state_dict(state["weights"])
     optimizer.load_state_dict(state["optimizer"])
     return state["step"], state["loss_sum"], state["history"]
@@ -204,11 +204,15 @@ def _rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def _check(schedule: Schedule, data: Split) -> None:
+def _check(schedule: Schedule, data: Split, world: int, checkpoint_every: int, validate_every: int) -> None:
+    if checkpoint_every < 1 or validate_every < 1:
+        raise ValueError(f"checkpoint_every={checkpoint_every}, validate_every={validate_every}: expected at least 1")
     if schedule.steps < 1 or schedule.pairs < 1 or schedule.lr <= 0 or schedule.weight_decay < 0:
         raise ValueError(f"{schedule}: expected steps and pairs of at least 1, lr > 0, weight_decay >= 0")
     if data.labels.ndim != 1:
         raise ValueError(f"labels of shape {tuple(data.labels.shape)}: SPC-2 batches need one int class per image [N]")
+    if schedule.pairs == 1 or ceil(len(data) / world) % schedule.pairs == 1:
+        raise ValueError(f"pairs={schedule.pairs} leave a batch of one pair of {len(data)} images: no negatives there")
 
 
 def _finite(loss: float, step: int) -> float:

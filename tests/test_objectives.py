@@ -13,6 +13,7 @@ from robret_lib.training import Schedule, train
 
 DISTANCES = ["N", "E", "C"]
 SAMPLERS = [mining.random, mining.semihard, mining.softhard, mining.distance, mining.hard]
+ALLOWED = [(s, d) for s in SAMPLERS for d in DISTANCES if s is not mining.distance or d == "N"]
 LOSSES = {
     "contrastive": lambda: losses.ContrastiveLoss(),
     "margin": lambda: losses.MarginLoss(learn_beta=True, num_classes=4),
@@ -134,8 +135,27 @@ def test_the_triplet_objective_samples_from_the_embeddings_it_trains(distance, m
     torch.testing.assert_close(seen["distances"], by_hand, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("distance", ["E", "C"])
+def test_distance_weighting_is_refused_off_the_unit_sphere(distance):
+    with pytest.raises(ValueError, match="knows the unit sphere only"):
+        TripletObjective(mining.distance, distance)
+
+
+@pytest.mark.parametrize("mode", ["fixed", "reference"])
+def test_distance_weighting_knows_the_size_of_the_embedding(mode, monkeypatch):
+    given = []
+
+    def sampler(distances, labels, margin, generator, mode, dim=512):
+        given.append(dim)
+        return mining.hard(distances, labels, margin, generator)
+
+    monkeypatch.setattr(mining, "distance", sampler)
+    train(small_model(), some_split(), TripletObjective(sampler, "N", mode), Schedule(1, 8))
+    size = small_model()(some_split().images[:1].float()).shape[1]
+    assert given == [size if mode == "fixed" else 512]
+
+
+@pytest.mark.parametrize(("sampler", "distance"), ALLOWED)
 def test_every_sampler_trains(sampler, distance):
     class Model(nn.Module):
         def __init__(self):

@@ -168,7 +168,7 @@ def test_raising_draws_from_the_whole_gallery_with_replacement(attack, model, se
     gallery, own = Gallery.of(model, searched[:20]), torch.arange(20)
     for mode in MODES:
         result = ATTACKS[attack](
-            model, searched[:20], own, gallery, "raise", NOTHING, 400, mode=mode, generator=seeded()
+            model, searched[:20], own, gallery, "raise", NOTHING, n_targets=400, mode=mode, generator=seeded()
         )
         assert result.targets.shape == (20, 400)
         for position, targets in zip(own.tolist(), result.targets.tolist(), strict=True):
@@ -180,7 +180,9 @@ def test_raising_draws_evenly(model, searched):
     gallery, own = Gallery.of(model, searched[:20]), torch.full((50,), 7)
     images = searched[own]
     for mode, choices in (("fixed", 19), ("reference", 20)):
-        result = query_attack(model, images, own, gallery, "raise", NOTHING, 400, mode=mode, generator=seeded())
+        result = query_attack(
+            model, images, own, gallery, "raise", NOTHING, n_targets=400, mode=mode, generator=seeded()
+        )
         share = result.targets.flatten().bincount(minlength=20) / result.targets.numel()
         drawn = share[share > 0]
         assert len(drawn) == choices and (drawn * choices - 1).abs().max() < 0.15
@@ -189,7 +191,9 @@ def test_raising_draws_evenly(model, searched):
 @pytest.mark.parametrize("mode", MODES)
 def test_a_falling_candidate_gets_queries_from_its_top_one_percent_with_replacement(mode, model, gallery, searched):
     own = torch.tensor([3, 77, 499])
-    result = candidate_attack(model, searched[own], own, gallery, "lower", NOTHING, 60, mode=mode, generator=seeded())
+    result = candidate_attack(
+        model, searched[own], own, gallery, "lower", NOTHING, n_targets=60, mode=mode, generator=seeded()
+    )
     for position, targets in zip(own.tolist(), result.targets.tolist(), strict=True):
         assert set(targets) == set(neighbors(gallery, position)[:POOL])
 
@@ -201,22 +205,24 @@ def test_falling_candidates_come_from_the_query_s_top_one_percent_without_replac
 ):
     own = torch.arange(40)
     arguments = model, searched[own], own, gallery, "lower", NOTHING
-    first = [ATTACKS[attack](*arguments, 2, mode=mode, generator=seeded(seed)).targets for seed in range(20)]
-    everything = ATTACKS[attack](*arguments, POOL, mode=mode, generator=seeded()).targets
+    first = [ATTACKS[attack](*arguments, n_targets=2, mode=mode, generator=seeded(seed)).targets for seed in range(20)]
+    everything = ATTACKS[attack](*arguments, n_targets=POOL, mode=mode, generator=seeded()).targets
     for row, position in enumerate(own.tolist()):
         pool = set(neighbors(gallery, position)[:POOL])
         assert set(everything[row].tolist()) == pool
         assert all(len(set(targets[row].tolist())) == 2 for targets in first)
         assert set(torch.cat(first, 1)[row].tolist()) == pool
     with pytest.raises(ValueError, match="n_targets=6: the top 1 % of a gallery of 500 holds 5"):
-        ATTACKS[attack](*arguments, POOL + 1, mode=mode)
+        ATTACKS[attack](*arguments, n_targets=POOL + 1, mode=mode)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("count", [1, 3, 5])
 def test_the_preserved_set(direction, count, model, gallery, searched):
     own = torch.arange(30)
-    targets = query_attack(model, searched[own], own, gallery, direction, NOTHING, count, generator=seeded()).targets
+    targets = query_attack(
+        model, searched[own], own, gallery, direction, NOTHING, n_targets=count, generator=seeded()
+    ).targets
     actual = ranking._preserved_set(gallery, own, targets, direction)
     assert torch.equal(actual, preserved_by_hand(gallery, own, targets, direction))
 
@@ -262,7 +268,7 @@ def test_ranks_are_counted_as_by_hand(attack, direction, distance, mode, models,
     """
     model, gallery, own = models[distance], galleries[distance], torch.arange(3, 15)
     result = ATTACKS[attack](
-        model, searched[own], own, gallery, direction, PGD(0.1, 0.05, 2), 2, mode=mode, generator=seeded(1)
+        model, searched[own], own, gallery, direction, PGD(0.1, 0.05, 2), n_targets=2, mode=mode, generator=seeded(1)
     )
     by_hand = slow_candidate_rank if attack == "CA" else slow_query_rank
     attacked = embed(model, result.images)
@@ -349,7 +355,9 @@ def test_more_targets_are_harder_to_move(attack, direction, model, gallery, sear
     own = torch.arange(0, SIZE, 5)
     moved = []
     for count in (1, 5):
-        result = ATTACKS[attack](model, searched[own], own, gallery, direction, BUDGET, count, generator=seeded(5))
+        result = ATTACKS[attack](
+            model, searched[own], own, gallery, direction, BUDGET, n_targets=count, generator=seeded(5)
+        )
         moved.append((result.rank - result.benign_rank).mean().abs())
     assert moved[0] > moved[1] > 1
 
@@ -376,7 +384,7 @@ def test_attacks_descend_the_published_objective(attack, direction, distance, mo
     budget = PGD(0.2, 0.05, 2)
     extra = {"stiffness": 100.0} if attack == "SPQA" else {}
     result = ATTACKS[attack](
-        model, searched[own], own, gallery, direction, budget, 2, mode=mode, generator=seeded(7), **extra
+        model, searched[own], own, gallery, direction, budget, n_targets=2, mode=mode, generator=seeded(7), **extra
     )
     loss = slow_loss(attack, direction, result, own, gallery, mode, **extra)
     expected = pgd(model, searched[own], loss, budget)
@@ -393,7 +401,9 @@ def test_the_batch_size_does_not_matter(device, attack, direction, random_start,
     gallery = Gallery(galleries["N"].embeddings.to(device))
     budget = PGD(0.2, 0.05, 6, random_start=random_start)
     whole, parts = (
-        ATTACKS[attack](model, searched[own], own, gallery, direction, budget, 2, generator=seeded(8), batch_size=size)
+        ATTACKS[attack](
+            model, searched[own], own, gallery, direction, budget, n_targets=2, generator=seeded(8), batch_size=size
+        )
         for size in (256, 7)
     )
     model.cpu()
@@ -479,7 +489,8 @@ def test_one_forward_a_step_and_one_to_measure(model, gallery, searched):
     for attack in ATTACKS.values():
         calls.clear()
         attack(model, searched[own], own, gallery, "raise", PGD(0.1, 0.05, 5), batch_size=8)
-        assert len(calls) == 3 * (5 + 1) and sum(calls) == 3 * 5
+        compared = 1  # a few images with the gallery's items
+        assert len(calls) == compared + 3 * (5 + 1) and sum(calls) == 3 * 5
     handle.remove()
 
 
@@ -527,13 +538,15 @@ def test_impossible_calls_are_refused(attack, models, model, gallery, searched):
         ((model, images[:0], own[:0], gallery, "raise", BUDGET), "0 images and 0 gallery positions"),
         ((model, images, own - 1, gallery, "raise", BUDGET), "own holds -1 to 2: the gallery has 500 items"),
         ((model, images, own + 497, gallery, "raise", BUDGET), "own holds 497 to 500: the gallery has 500 items"),
-        ((model, images, own, gallery, "raise", BUDGET, 0), "n_targets=0: expected at least 1"),
+        ((model, images, own + 4, gallery, "raise", BUDGET), "does not embed these images as the gallery's items"),
         ((models["C"], images, own, gallery, "raise", BUDGET), "the model's distance is 'C', the gallery's 'N'"),
         ((model, images * 255, own, gallery, "raise", BUDGET), "expected \\[0, 1\\]; pixel normalization belongs"),
     ]
     for arguments, message in refused:
         with pytest.raises(ValueError, match=message):
             attack(*arguments)
+    with pytest.raises(ValueError, match="n_targets=0: expected at least 1"):
+        attack(model, images, own, gallery, "raise", BUDGET, n_targets=0)
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values())

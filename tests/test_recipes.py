@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from robret_lib import mining, models, objectives, recipes, training
+from robret_lib import metrics, mining, models, objectives, recipes, training
 from robret_lib.data import Protocol, RetrievalData, Split
 from robret_lib.metrics import recall_at_k
 from robret_lib.models import embed
@@ -84,7 +84,7 @@ def test_a_recipe_is_trained_once(trainings, cache):
     assert_same_weights(weights_of(again), weights_of(first))
     assert again.history == first.history and again.seconds == first.seconds > 0
     assert again.device == first.device == "cpu"
-    assert [file.suffix for file in cache.iterdir()] == [".safetensors"]
+    assert sorted(file.suffix for file in cache.iterdir()) == [".lock", ".safetensors"]
 
 
 def test_the_model_of_a_recipe_is_the_one_its_parts_train():
@@ -119,7 +119,7 @@ def test_queries_of_their_own_are_validated_against_the_gallery():
 
 def test_the_file_says_what_it_holds(cache):
     trained(RECIPE, some_data(), CPU)
-    (file,) = cache.iterdir()
+    (file,) = cache.glob("*.safetensors")
     with safe_open(file, framework="pt") as stored:
         assert Recipe(**json.loads(stored.metadata()["recipe"])) == RECIPE
 
@@ -153,7 +153,7 @@ def test_other_training_data_has_another_name():
     assert key != recipes._key(RECIPE, replace(data, train=Split(data.train.images, labels)))
 
 
-@pytest.mark.parametrize("module", [models, mining, objectives, training])
+@pytest.mark.parametrize("module", [models, mining, objectives, training, metrics])
 def test_other_code_has_another_name_other_words_have_not(module, monkeypatch):
     source = inspect.getsource(module)
     key = recipes._key(RECIPE, some_data())
@@ -229,10 +229,10 @@ def test_two_processes_with_one_recipe_do_not_damage_each_other(processes, tmp_p
     for process in both:
         process.join(120)
     assert [process.exitcode for process in both] == [0, 0]
-    assert [file.suffix for file in cache.iterdir()] == [".safetensors"]
+    assert sorted(file.suffix for file in cache.iterdir()) == [".lock", ".safetensors"]
     shared = trained(recipe, some_data(), CPU)
     assert not trainings
-    (file,) = cache.iterdir()
+    (file,) = cache.glob("*.safetensors")
     file.unlink()
     assert_same_weights(weights_of(shared), weights_of(trained(recipe, some_data(), CPU)))
 

@@ -73,7 +73,7 @@ def pgd(
         ValueError: Images outside [0, 1] (normalized twice?), or not float, or a loss that is not one per image.
         FloatingPointError: The gradient became NaN, so that the result means nothing.
     """
-    _check_images(images)
+    check_images(images)
     images = images.detach()
     if budget.eps == 0:
         return images.clone()
@@ -152,7 +152,8 @@ def _lengths(images: Tensor) -> Tensor:
     return images.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
 
 
-def _check_images(images: Tensor) -> None:
+def check_images(images: Tensor) -> None:
+    """Raise a ValueError unless images are float ``[B, C, H, W]`` in [0, 1]."""
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(f"images {images.dtype} {tuple(images.shape)}: expected float [B, C, H, W] in [0, 1]")
     if len(images) and not (images.amin() >= 0 and images.amax() <= 1):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from robret_lib.attacks.pgd import PGD, Loss, frozen, pgd
+from robret_lib.attacks.pgd import PGD, Loss, check_images, frozen, pgd
 from robret_lib.attacks.ranking_losses import QueryHinges, SortedDistances, gallery_distance, row_distance
 from robret_lib.data import as_float
 from robret_lib.mining import Mode
@@ -70,6 +70,7 @@ class Gallery:
 
     def nearest(self, own: Tensor, size: int, chunk: int = 1024) -> Tensor:
         """Positions ``[B, size]`` of the nearest items of the items ``own [B]``, in order, themselves excluded."""
+        own = own.to(self.embeddings.device)
         if size >= len(self):
             raise ValueError(f"{size} neighbors wanted of an item of a gallery of {len(self)}: use a larger gallery")
         nearest = []
@@ -104,6 +105,7 @@ def candidate_attack(
     gallery: Gallery,
     direction: Direction,
     budget: PGD,
+    *,
     n_targets: int = 1,
     mode: Mode = "fixed",
     generator: torch.Generator | None = None,
@@ -165,6 +167,7 @@ def query_attack(
     gallery: Gallery,
     direction: Direction,
     budget: PGD,
+    *,
     n_targets: int = 1,
     mode: Mode = "fixed",
     generator: torch.Generator | None = None,
@@ -202,6 +205,7 @@ def semantics_preserving_query_attack(
     gallery: Gallery,
     direction: Direction,
     budget: PGD,
+    *,
     n_targets: int = 1,
     stiffness: float = 4e4,
     mode: Mode = "fixed",
@@ -262,6 +266,7 @@ def _run(
     progress: bool,
 ) -> RankingResult:
     """Attack batch after batch and measure; the benign ranks come from the gallery's own embeddings."""
+    _check_embeddings(model, images[:8], own[:8], gallery)
     parts = []
     with frozen(model):
         for start in tqdm(range(0, len(images), batch_size), disable=not progress):
@@ -273,6 +278,14 @@ def _run(
             parts.append((adversarial.to(images.device), benign_rank, *rank(embed(model, adversarial))))
     attacked, *ranks = (torch.cat(column) for column in zip(*parts, strict=True))
     return RankingResult(attacked, targets.to(images.device), *(rank.to(images.device) for rank in ranks))
+
+
+def _check_embeddings(model: EmbeddingModel, images: Tensor, own: Tensor, gallery: Gallery) -> None:
+    """A few images, embedded again: are they the gallery's items at their positions?"""
+    check_images(as_float(images))
+    found, expected = embed(model, images).to(gallery.embeddings), gallery.embeddings[own]
+    if (found - expected).norm(dim=1).max() > 0.05 * expected.norm(dim=1).max():  # autocast stays below a hundredth
+        raise ValueError("the model does not embed these images as the gallery's items at own: other images or model?")
 
 
 def _draw_targets(

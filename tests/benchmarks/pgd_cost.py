@@ -72,7 +72,8 @@ def measure(setting: Setting) -> dict[str, tuple[list[float], list[float]]]:
     generator = torch.Generator().manual_seed(0)
     model = models.build("c2f2", embedding_dim=512)
     images = torch.rand(setting.queries, 1, 28, 28, generator=generator)
-    gallery = Gallery(normalize(torch.randn(setting.gallery, 512, generator=generator), dim=1))
+    others = normalize(torch.randn(setting.gallery - setting.queries, 512, generator=generator), dim=1)
+    gallery = Gallery(torch.cat([models.embed(model, images), others]))
     own = torch.arange(setting.queries)
 
     def attacked(name: str, steps: int) -> float:
@@ -105,7 +106,7 @@ def table() -> str:
         "",
         f"In units of one bare forward plus backward to the input of C2F2 with frozen weights. Medians of {REPEATS}",
         "interleaved repeats in one process on one thread, in brackets the quartiles; the last column counts a whole",
-        f"attack of {WHOLE} steps, its preparation and measurement included, divided by its steps.",
+        f"attack of {WHOLE} steps, its preparation and measurement included, divided by its steps. Times are CPU seconds.",
         "",
         f"{cpu_name()}, torch {torch.__version__}, {datetime.date.today().isoformat()}."
         " Made by `python -m tests.benchmarks.pgd_cost --write`.",
