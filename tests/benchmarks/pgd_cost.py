@@ -106,7 +106,8 @@ def table() -> str:
         "",
         f"In units of one bare forward plus backward to the input of C2F2 with frozen weights. Medians of {REPEATS}",
         "interleaved repeats in one process on one thread, in brackets the quartiles; the last column counts a whole",
-        f"attack of {WHOLE} steps, its preparation and measurement included, divided by its steps. Times are CPU seconds.",
+        f"attack of {WHOLE} steps, its preparation and measurement included, divided by its steps.",
+        "Times are CPU seconds.",
         "",
         f"{cpu_name()}, torch {torch.__version__}, {datetime.date.today().isoformat()}."
         " Made by `python -m tests.benchmarks.pgd_cost --write`.",
