@@ -224,3 +224,12 @@ def test_the_weights_of_a_loss_are_trained_and_come_back_from_a_checkpoint(name,
     assert torch.equal(getattr(resumed.loss, weights).detach(), after)
     for weight, expected in zip(resumed_model.parameters(), model.parameters(), strict=True):
         assert torch.equal(weight, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("sampler", "distance"), ALLOWED)
+def test_every_sampler_trains_on_a_gpu(sampler, distance):
+    model, split = small_model().cuda(), some_split()
+    history = train(model, split, TripletObjective(sampler, distance), Schedule(60, 8, lr=1e-2), validate_every=10)
+    assert history[-1]["loss"] < history[0]["loss"]

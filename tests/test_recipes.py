@@ -240,3 +240,13 @@ def test_two_processes_with_one_recipe_do_not_damage_each_other(processes, tmp_p
 def test_a_name_nobody_knows_is_refused():
     with pytest.raises(ValueError, match="backbone 'c3f3': expected c2f2, c2f2_half, efficientnet_lite0, or a name"):
         trained(replace(RECIPE, backbone="c3f3"), some_data(), CPU)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_model_trained_on_a_gpu_comes_back_on_the_device_asked_for():
+    made = trained(RECIPE, some_data(), torch.device("cuda"))
+    assert made.device.startswith("cuda") and next(made.model.parameters()).is_cuda
+    read = trained(RECIPE, some_data(), CPU)
+    assert read.device == made.device and not next(read.model.parameters()).is_cuda
+    assert_same_weights(weights_of(read), {name: weight.cpu() for name, weight in weights_of(made).items()})

@@ -15,9 +15,10 @@ import pytest
 import torch
 from torch import nn
 
-from robret_lib import training
+from robret_lib import mining, training
 from robret_lib.data import Split
 from robret_lib.mining import spc2_epoch
+from robret_lib.objectives import TripletObjective
 from robret_lib.training import Schedule, save_atomically, seeded, train
 
 ROOT = Path(__file__).parents[1]
@@ -505,3 +506,25 @@ def process_group_lives(group):
     except ProcessLookupError:
         return False
     return True
+
+
+# On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_training_resumed_on_a_gpu_goes_on_where_it_was(tmp_path):
+    def run(name, steps):
+        torch.manual_seed(1)
+        layers = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)
+        model, objective = nn.Sequential(*layers).cuda(), TripletObjective(mining.semihard, "E")
+        history = train(model, some_split(), objective, SCHEDULE._replace(steps=steps), tmp_path / name)
+        return model.state_dict(), history
+
+    whole, history = run("whole", 6)
+    state = torch.load(tmp_path / "whole", weights_only=True)
+    assert all(weight.is_cuda for weight in whole.values()) and state["step"] == 6
+    again, same_history = run("whole", 6)  # resumes at the end: nothing left to do
+    assert same_history == history
+    torch.testing.assert_close(again, whole)
+    torch.testing.assert_close(run("anew", 6)[0], whole, rtol=1e-3, atol=1e-4)
