@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from robret_lib.attacks.pgd import PGD, Loss, check_images, frozen, pgd
+from robret_lib.attacks.pgd import PGD, Loss, check_images, pgd
 from robret_lib.attacks.ranking_losses import QueryHinges, SortedDistances, gallery_distance, row_distance
 from robret_lib.data import as_float
 from robret_lib.mining import Mode
@@ -268,14 +268,13 @@ def _run(
     """Attack batch after batch and measure; the benign ranks come from the gallery's own embeddings."""
     _check_embeddings(model, images[:8], own[:8], gallery)
     parts = []
-    with frozen(model):
-        for start in tqdm(range(0, len(images), batch_size), disable=not progress):
-            rows = slice(start, start + batch_size)
-            batch = as_float(images[rows].to(gallery.embeddings.device))
-            loss, rank = plan(rows)
-            adversarial = pgd(model, batch, loss, budget, generator)
-            benign_rank = rank(gallery.embeddings[own[rows]])[0]
-            parts.append((adversarial.to(images.device), benign_rank, *rank(embed(model, adversarial))))
+    for start in tqdm(range(0, len(images), batch_size), disable=not progress):
+        rows = slice(start, start + batch_size)
+        batch = as_float(images[rows].to(gallery.embeddings.device))
+        loss, rank = plan(rows)
+        adversarial = pgd(model, batch, loss, budget, generator)
+        benign_rank = rank(gallery.embeddings[own[rows]])[0]
+        parts.append((adversarial.to(images.device), benign_rank, *rank(embed(model, adversarial))))
     attacked, *ranks = (torch.cat(column) for column in zip(*parts, strict=True))
     return RankingResult(attacked, targets.to(images.device), *(rank.to(images.device) for rank in ranks))
 
