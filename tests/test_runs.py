@@ -335,14 +335,18 @@ def test_sigkill_at_any_moment_leaves_whole_results(tmp_path):
 random.seed(0)
 write(0, "a", 10)
 seen = []
-for _ in range(25):
+(result,) = FOLDER.glob("*.json")
+for attempt in range(25):
+    before = result.stat().st_mtime_ns
     child = os.fork()
     while child == 0:
         write(0, "b", random.randrange(1, 8_000_000))
-    time.sleep(random.uniform(0.05, 0.2))
+    while attempt % 2 and result.stat().st_mtime_ns == before:  # every second child is killed after its first file
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.15))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    (result,) = FOLDER.glob("*.json")
+    assert list(FOLDER.glob("*.json")) == [result]
     seen.append(letters(result))
     for leftover in FOLDER.glob(".*.tmp"):
         leftover.unlink()
