@@ -21,21 +21,45 @@ def pairwise_distance(queries: Tensor, gallery: Tensor, distance: str = "N") -> 
     One matrix product instead of a difference tensor: fast, but a vector's distance to itself comes out as
     about 1e-4 rather than 0. Find self by index, never by the smallest distance.
     """
+    return distance_to_columns(queries, gallery.T, gallery.square().sum(1), distance)
+
+
+def distance_to_columns(queries: Tensor, columns: Tensor, squares: Tensor, distance: str) -> Tensor:
+    """`pairwise_distance` for many calls with one gallery.
+
+    Args:
+        queries: Embeddings ``[A, D]``.
+        columns: The gallery as ``[D, B]``; the product is fastest where that is contiguous.
+        squares: Its squared lengths ``[B]``.
+        distance: As in `pairwise_distance`.
+    """
     if distance not in ("N", "E", "C"):
         raise ValueError(f'distance={distance!r}: expected "N", "E" or "C"')
     with torch.autocast(queries.device.type, enabled=False):  # in bfloat16, whole classes would tie
-        products = queries @ gallery.T
         if distance == "C":
-            return 1 - products
-        squares = queries.square().sum(1)[:, None] + gallery.square().sum(1)[None, :]
-        return products.mul_(-2).add_(squares).clamp_(min=0).sqrt_()
+            return 1 - queries @ columns
+        products = torch.addmm(squares, queries, columns, alpha=-2)
+        return products.add_(queries.square().sum(1, keepdim=True)).clamp_(min=0).sqrt_()
+
+
+def row_distance(u: Tensor, v: Tensor, distance: str = "N", offset: float = 0.0) -> Tensor:
+    """Distances ``[*]`` between the rows of two broadcastable ``[*, D]``.
+
+    Args:
+        u, v: Embeddings; unit vectors for distance "N" and "C".
+        distance: As in `pairwise_distance`.
+        offset: Added to every coordinate of the difference, for "N" and "E". With 0 the gradient of the distance
+            between equals is zero; PyTorch's losses have 1e-6, which gives it one.
+    """
+    if distance == "C":
+        return 1 - (u * v).sum(-1)
+    difference = u - v + offset if offset else u - v
+    return torch.linalg.vector_norm(difference, dim=-1)
 
 
 def relevance(query_labels: Tensor, gallery_labels: Tensor) -> Tensor:
     """Which gallery items answer which query, bool ``[A, B]``: same class, or for multi-hot labels a shared one."""
-    if query_labels.ndim != gallery_labels.ndim:
-        shapes = f"{tuple(query_labels.shape)} and {tuple(gallery_labels.shape)}"
-        raise ValueError(f"labels of shapes {shapes}: expected both int [N], or both multi-hot [N, C]")
+    _check_kinds(query_labels, gallery_labels)
     if query_labels.ndim == 1:
         return query_labels[:, None] == gallery_labels[None, :]
     return query_labels.float() @ gallery_labels.float().T > 0
@@ -62,14 +86,30 @@ def recall_at_k(
     Returns:
         ``{k: percent}``.
     """
+    hits = hits_at_k(queries, gallery, query_labels, gallery_labels, k, self_excluded)
+    return {depth: 100 * hit.double().mean().item() for depth, hit in hits.items()}
+
+
+def hits_at_k(
+    queries: Tensor,
+    gallery: Tensor,
+    query_labels: Tensor,
+    gallery_labels: Tensor,
+    k: Sequence[int] = (1, 2, 4, 8),
+    self_excluded: bool | Tensor = False,
+) -> dict[int, Tensor]:
+    """Which queries have a relevant item among their k nearest: ``{k: bool [A]}``, on the gallery's device.
+
+    Arguments as in `recall_at_k`, which is the mean of this.
+    """
     available = len(gallery) - (self_excluded is not False)
     if not k or min(k) < 1 or max(k) > available:
         raise ValueError(f"k={tuple(k)}: expected depths from 1 to {available}, the gallery items to choose from")
+    _check(queries, gallery, query_labels, gallery_labels, self_excluded)
     found = torch.zeros(len(queries), max(k), dtype=torch.bool, device=gallery.device)
-    for rows, distances, relevant in _chunks(queries, gallery, query_labels, gallery_labels, self_excluded):
-        nearest = _nearest(distances, max(k))
-        found[rows] = relevant.gather(1, nearest).cummax(1).values
-    return {depth: 100 * found[:, depth - 1].double().mean().item() for depth in k}
+    for rows, hits in _hits(queries, gallery, query_labels, gallery_labels, max(k), self_excluded):
+        found[rows] = hits.cummax(1).values
+    return {depth: found[:, depth - 1] for depth in k}
 
 
 def mean_average_precision(
@@ -83,8 +123,10 @@ def mean_average_precision(
 
     A query without any relevant item counts as 0. Arguments as in `recall_at_k`.
     """
-    total = 0.0
-    for _, distances, relevant in _chunks(queries, gallery, query_labels, gallery_labels, self_excluded):
+    _check(queries, gallery, query_labels, gallery_labels, self_excluded)
+    total, gallery_labels = 0.0, gallery_labels.to(gallery.device)
+    for rows, distances in _blocks(queries, gallery, self_excluded):
+        relevant = _relevant(rows, query_labels, gallery_labels, self_excluded)
         hits = relevant.gather(1, distances.sort(dim=1, stable=True).indices)
         total += _average_precision(hits, relevant.sum(1)).sum().item()
     return 100 * total / len(queries)
@@ -107,12 +149,13 @@ def map_at_r(
     """
     if r is not None and r < 1:
         raise ValueError(f"r={r}: expected at least 1, or None for each query's own number of relevant items")
-    total = 0.0
-    for _, distances, relevant in _chunks(queries, gallery, query_labels, gallery_labels, self_excluded):
-        depth = relevant.sum(1) if r is None else torch.full((len(relevant),), r, device=relevant.device)
-        nearest = _nearest(distances, min(max(1, int(depth.max())), relevant.shape[1]))
-        hits = relevant.gather(1, nearest)
-        hits &= torch.arange(hits.shape[1], device=hits.device) < depth[:, None]
+    _check(queries, gallery, query_labels, gallery_labels, self_excluded)
+    available = len(gallery) - (self_excluded is not False)
+    depths = _relevant_items(query_labels, gallery_labels, self_excluded) if r is None else torch.tensor([r])
+    deepest, total = min(max(1, int(depths.max())), available), 0.0
+    for rows, hits in _hits(queries, gallery, query_labels, gallery_labels, deepest, self_excluded):
+        depth = (depths[rows] if r is None else depths).to(hits.device)
+        hits &= torch.arange(deepest, device=hits.device) < depth[:, None]
         total += _average_precision(hits, depth).sum().item()
     return 100 * total / len(queries)
 
@@ -143,34 +186,129 @@ def _average_precision(hits: Tensor, relevant: Tensor) -> Tensor:
     return precision.mul_(hits).sum(1, dtype=torch.float64) / relevant.clamp(min=1)
 
 
-def _chunks(
-    queries: Tensor, gallery: Tensor, query_labels: Tensor, gallery_labels: Tensor, self_excluded: bool | Tensor
+def _blocks(
+    queries: Tensor, gallery: Tensor, self_excluded: bool | Tensor, more: int = 0
+) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of queries: their rows, and what ranks the gallery for them, ``[b, B]``, infinite to self.
+
+    That is the squared Euclidean distance less a constant of the query. The next block overwrites it. ``more`` is
+    what else the caller keeps for a query, in bytes.
+    """
+    queries, gallery = queries.to(gallery.device).float(), gallery.float()
+    squares, columns = gallery.square().sum(1), gallery.T
+    size = max(1, CHUNK_BYTES // max(4 * len(gallery), more))
+    block = torch.empty(min(size, len(queries)), len(gallery), device=gallery.device)
+    for rows in _slices(len(queries), size):
+        distances = block[: rows.stop - rows.start]
+        with torch.no_grad(), torch.autocast(gallery.device.type, enabled=False):
+            torch.addmm(squares, queries[rows], columns, alpha=-2, out=distances)
+        if self_excluded is not False:
+            distances.scatter_(1, _own(rows, self_excluded, gallery.device), torch.inf)
+        yield rows, distances
+
+
+def _hits(
+    queries: Tensor,
+    gallery: Tensor,
+    query_labels: Tensor,
+    gallery_labels: Tensor,
+    k: int,
+    self_excluded: bool | Tensor,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of queries: their rows, and whether each of their k nearest items, in order, is relevant, ``[b, k]``."""
+    query_labels, gallery_labels = query_labels.to(gallery.device), gallery_labels.to(gallery.device)
+    search = _by_faiss if gallery.device.type == "cpu" else _by_torch
+    for rows, values, positions in search(queries, gallery, k, self_excluded, _width(gallery_labels)):
+        hits = _shares_class(query_labels[rows, None], gallery_labels[positions])
+        # Of equals the search may return any first, or keep any; that matters where one is a hit and one is not.
+        tied = ((values[:, 1:] == values[:, :-1]) & (hits[:, 1:] != hits[:, :-1])).any(1)
+        if tied.any():
+            excluded = False if self_excluded is False else _own(rows, self_excluded, tied.device)[tied, 0]
+            order = _in_order(queries[rows][tied.to(queries.device)], gallery, hits.shape[1], excluded)
+            hits[tied] = _shares_class(query_labels[rows][tied][:, None], gallery_labels[order])
+        yield rows, hits[:, :k]
+
+
+def _by_torch(
+    queries: Tensor, gallery: Tensor, k: int, self_excluded: bool | Tensor, width: int
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Blocks of queries: their rows, distances ``[b, B]`` (infinite to self) and relevance ``[b, B]``."""
-    _check(queries, gallery, query_labels, gallery_labels, self_excluded)
-    own = torch.arange(len(queries)) if self_excluded is True else self_excluded
-    size = max(1, CHUNK_BYTES // (4 * len(gallery)))
-    for start in range(0, len(queries), size):
-        rows = slice(start, min(start + size, len(queries)))
-        distances = pairwise_distance(queries[rows].to(gallery.device).float(), gallery.float(), "E")
-        relevant = relevance(query_labels[rows].to(gallery.device), gallery_labels.to(gallery.device))
-        if own is not False:
-            position = own[rows].to(gallery.device)[:, None]
-            distances.scatter_(1, position, torch.inf)
-            relevant.scatter_(1, position, False)
-        yield rows, distances, relevant
+    """Blocks of queries: their rows, the k + 1 smallest distances if there are so many, and their positions."""
+    available = len(gallery) - (self_excluded is not False)
+    for rows, distances in _blocks(queries, gallery, self_excluded, width * (k + 1)):
+        yield rows, *distances.topk(min(k + 1, available), dim=1, largest=False)
 
 
-def _nearest(distances: Tensor, k: int) -> Tensor:
-    """Columns ``[A, k]`` of the k smallest entries of each row in order, ties by index: a stable sort, but faster."""
-    values, indices = distances.topk(k, dim=1, largest=False)
-    tied = (distances <= values[:, -1:]).sum(1) > k  # which of the equals at the end topk keeps is left open
-    if tied.any():
-        indices[tied] = distances[tied].sort(dim=1, stable=True).indices[:, :k]
-        values[tied] = distances[tied].gather(1, indices[tied])
-    by_index = indices.argsort(1)
-    by_value = values.gather(1, by_index).argsort(dim=1, stable=True)
-    return indices.gather(1, by_index.gather(1, by_value))
+def _by_faiss(
+    queries: Tensor, gallery: Tensor, k: int, self_excluded: bool | Tensor, width: int
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """As `_by_torch`; on the CPU faiss is the faster of the two."""
+    queries, items = queries.detach().cpu().float().contiguous(), gallery.detach().float().contiguous()
+    excluded = self_excluded is not False
+    wanted = min(k + 1 + excluded, len(gallery))
+    for rows in _slices(len(queries), max(1, CHUNK_BYTES // (width * (k + 2)))):
+        values, positions = map(torch.from_numpy, faiss.knn(queries[rows].numpy(), items.numpy(), wanted))
+        if excluded:
+            found, place = (positions == _own(rows, self_excluded, items.device)).max(1, keepdim=True)
+            columns = torch.arange(wanted - 1).expand(len(positions), -1)
+            columns = columns + (found & (columns >= place))  # step over self, where it is among them
+            values, positions = values.gather(1, columns), positions.gather(1, columns)
+        yield rows, values, positions
+
+
+def _in_order(queries: Tensor, gallery: Tensor, k: int, self_excluded: bool | Tensor) -> Tensor:
+    """Positions ``[A, k]`` of the nearest items, in order, ties by index: a whole stable sort, for the few that tie."""
+    sorts = (distances.sort(dim=1, stable=True) for _, distances in _blocks(queries, gallery, self_excluded))
+    return torch.cat([order[:, :k].clone() for _, order in sorts])
+
+
+def _shares_class(query_labels: Tensor, item_labels: Tensor) -> Tensor:
+    """Relevance ``[b, k]`` of items to queries: labels ``[b, 1]`` and ``[b, k]``, or multi-hot with one axis more."""
+    if item_labels.ndim == 2:
+        return item_labels == query_labels
+    return (item_labels.bool() & query_labels.bool()).any(-1)
+
+
+def _width(labels: Tensor) -> int:
+    """Bytes that one found item takes: its distance, its position, its labels and what is made of them."""
+    return 32 if labels.ndim == 1 else 32 + 3 * labels.shape[1]
+
+
+def _relevant(rows: slice, query_labels: Tensor, gallery_labels: Tensor, self_excluded: bool | Tensor) -> Tensor:
+    """Relevance ``[b, B]`` of the gallery to the queries of a block, self left out."""
+    relevant = relevance(query_labels[rows].to(gallery_labels.device), gallery_labels)
+    if self_excluded is not False:
+        relevant.scatter_(1, _own(rows, self_excluded, relevant.device), False)
+    return relevant
+
+
+def _relevant_items(query_labels: Tensor, gallery_labels: Tensor, self_excluded: bool | Tensor) -> Tensor:
+    """How many items are relevant to each query, int64 ``[A]``."""
+    if query_labels.ndim == 1 and self_excluded is False:
+        return _class_sizes(query_labels, gallery_labels)
+    if query_labels.ndim == 1:
+        own = gallery_labels[_own(slice(0, len(query_labels)), self_excluded, gallery_labels.device)[:, 0]]
+        return _class_sizes(query_labels, gallery_labels) - (own == query_labels.to(own.device)).long()
+    slices = _slices(len(query_labels), max(1, CHUNK_BYTES // (4 * len(gallery_labels))))
+    return torch.cat([_relevant(rows, query_labels, gallery_labels, self_excluded).sum(1) for rows in slices])
+
+
+def _class_sizes(query_labels: Tensor, gallery_labels: Tensor) -> Tensor:
+    """How many items have the class of each query, int64 ``[A]``."""
+    classes, sizes = gallery_labels.unique(return_counts=True)
+    query_labels = query_labels.to(classes.device)
+    place = torch.searchsorted(classes, query_labels).clamp_(max=len(classes) - 1)
+    return sizes[place].where(classes[place] == query_labels, 0)
+
+
+def _own(rows: slice, self_excluded: bool | Tensor, device: torch.device) -> Tensor:
+    """The gallery position of each query of a block, ``[b, 1]``."""
+    own = torch.arange(rows.start, rows.stop) if self_excluded is True else self_excluded[rows]
+    return own.to(device)[:, None]
+
+
+def _slices(length: int, size: int) -> Iterator[slice]:
+    for start in range(0, length, size):
+        yield slice(start, min(start + size, length))
 
 
 def _check(
@@ -183,6 +321,7 @@ def _check(
     if len(query_labels) != len(queries) or len(gallery_labels) != len(gallery):
         counts = f"{len(query_labels)} and {len(gallery_labels)}"
         raise ValueError(f"{counts} labels for {len(queries)} queries and {len(gallery)} gallery items")
+    _check_kinds(query_labels, gallery_labels)
     if not (torch.isfinite(queries).all() and torch.isfinite(gallery).all()):
         raise ValueError("embeddings hold NaN or infinity: nothing can be ranked by them")
     if self_excluded is True and len(queries) > len(gallery):
@@ -192,3 +331,9 @@ def _check(
         if self_excluded.shape != queries.shape[:1] or outside.any():
             expected = f"a gallery position from 0 to {len(gallery) - 1} for each of the {len(queries)} queries"
             raise ValueError(f"self_excluded of shape {tuple(self_excluded.shape)}: expected {expected}")
+
+
+def _check_kinds(query_labels: Tensor, gallery_labels: Tensor) -> None:
+    if query_labels.ndim != gallery_labels.ndim:
+        shapes = f"{tuple(query_labels.shape)} and {tuple(gallery_labels.shape)}"
+        raise ValueError(f"labels of shapes {shapes}: expected both int [N], or both multi-hot [N, C]")

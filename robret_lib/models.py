@@ -177,6 +177,20 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no weight gradients inside; afterwards every module and weight is as it was."""
+    wanted = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in wanted:
+        weight.requires_grad_(False)
+    try:
+        with evaluation_mode(model):
+            yield
+    finally:
+        for weight in wanted:
+            weight.requires_grad_(True)
+
+
 @torch.no_grad()
 def embed(model: nn.Module, images: Tensor, batch_size: int = 512) -> Tensor:
     """Embeddings ``[N, D]`` of images ``[N, C, H, W]`` (uint8, or float in [0, 1]), without gradients.

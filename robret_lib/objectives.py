@@ -2,20 +2,17 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, pairwise_distance
 
 from robret_lib import mining
-from robret_lib.metrics import pairwise_distance as distance_matrix
+from robret_lib.metrics import pairwise_distance, row_distance
 from robret_lib.mining import Mode, Sampler
 from robret_lib.models import Distance
 
 MARGIN: dict[Distance, float] = {"N": 0.2, "C": 0.2, "E": 1.0}
 """The published margins of the triplet loss (RobRank)."""
 
-
-def row_distance(u: Tensor, v: Tensor, distance: Distance = "N") -> Tensor:
-    """Distances ``[B]`` between the rows of ``[B, D]`` and ``[B, D]``, with a gradient where they are equal."""
-    return 1 - cosine_similarity(u, v) if distance == "C" else pairwise_distance(u, v)
+OFFSET = 1e-6
+"""Inside the norm of PyTorch's `pairwise_distance`: it gives the distance between equals a slope."""
 
 
 def triplet_loss(
@@ -23,14 +20,15 @@ def triplet_loss(
 ) -> Tensor:
     """Triplet losses ``[B]``: ``[d(a, p) - d(a, n) + margin]_+`` of embeddings ``[B, D]`` (Schroff et al. 2015, eq. 2).
 
-    As in the published code, the Euclidean d is PyTorch's, with 1e-6 added to each difference inside the norm.
+    As in the published code, the Euclidean d has `OFFSET` added to each difference inside the norm.
 
     Args:
         anchor, positive, negative: Embeddings ``[B, D]``; unit vectors for distance "N" and "C".
         margin: 0.2 for unit vectors and cosine, 1.0 for raw Euclidean in the published tables.
         distance: "N" and "E" Euclidean, "C" cosine.
     """
-    return (row_distance(anchor, positive, distance) - row_distance(anchor, negative, distance) + margin).relu()
+    d_ap, d_an = (row_distance(anchor, other, distance, OFFSET) for other in (positive, negative))
+    return (d_ap - d_an + margin).relu()
 
 
 class TripletObjective(nn.Module):
@@ -55,7 +53,7 @@ class TripletObjective(nn.Module):
         embeddings = model(images)
         margin = MARGIN[self.distance]
         with torch.no_grad():
-            distances = distance_matrix(embeddings.detach(), embeddings.detach(), self.distance)
+            distances = pairwise_distance(embeddings.detach(), embeddings.detach(), self.distance)
             # the published code has 512 whatever the embedding's size
             dim = {"dim": embeddings.shape[1]} if self.sampler is mining.distance and self.mode == "fixed" else {}
             triplets = self.sampler(distances, labels, margin, generator, self.mode, **dim)

@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from robret_lib.data import Split, as_float
+from robret_lib.files import save_atomically
 from robret_lib.mining import spc2_epoch
 from robret_lib.models import evaluation_mode
 
@@ -128,17 +129,6 @@ def seeded(device: torch.device, *key: int) -> torch.Generator:
     """A generator whose stream depends on all numbers of the key, and on nothing else."""
     (state,) = np.random.SeedSequence(key).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(state))
-
-
-def save_atomically(state: dict[str, Any], path: Path) -> None:
-    """Write with torch.save so that the file is, at any moment, the old one or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 class _Step(nn.Module):

@@ -85,9 +85,9 @@ def test_the_gradients_of_the_euclidean_triplet_loss(distance):
 
 
 def test_the_gradients_of_the_cosine_triplet_loss():
-    """On unit vectors: dL/da = n - p without its part along a, and so for p and n."""
+    """Through the normalization, as in a model: dL/da = n - p without its part along a, and so for p and n."""
     a, p, n = (vectors("C", seed) for seed in (1, 2, 3))
-    loss = triplet_loss(a, p, n, 0.2, "C")
+    loss = triplet_loss(*(normalize(x, dim=1) for x in (a, p, n)), 0.2, "C")
     gradients = torch.autograd.grad(loss.sum(), (a, p, n))
     active = (loss > 0)[:, None]
 

@@ -1,4 +1,4 @@
-"""The engine: budgets kept, models left alone, one forward and one backward a step, closed forms reached."""
+"""The published search: budgets kept, models left alone, one forward and one backward a step, closed forms reached."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from robret_lib.attacks.pgd import PGD, pgd
+from robret_lib.attacks import PGD, pgd
 
 CUDA = pytest.param(
     "cuda",

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from robret_lib.attacks.ranking_losses import QueryHinges, SortedDistances, gallery_distance, row_distance
-from robret_lib.metrics import pairwise_distance
+from robret_lib.attacks import Gallery
+from robret_lib.attacks.ranking_losses import QueryHinges, SoftMargin, SortedDistances
+from robret_lib.metrics import pairwise_distance, row_distance
 
 CUDA = pytest.param(
     "cuda",
@@ -62,7 +63,7 @@ def positions(count, seed):
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_distances_to_a_gallery_are_the_library_s(distance):
     queries, gallery = vectors(BATCH, distance, 0), vectors(SIZE, distance, 1)
-    actual = gallery_distance(queries, gallery.T.contiguous(), gallery.square().sum(1), distance)
+    actual = Gallery(gallery, distance).distances_from(queries)
     torch.testing.assert_close(actual, pairwise_distance(queries, gallery, distance), rtol=0, atol=1e-12)
     torch.testing.assert_close(actual, slow_distance(queries[:, None], gallery, distance), rtol=0, atol=1e-12)
 
@@ -71,10 +72,10 @@ def test_distances_to_a_gallery_are_the_library_s(distance):
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_autocast_does_not_coarsen_distances(device, distance):
     queries, gallery = (vectors(n, distance, n, torch.float32).to(device) for n in (BATCH, SIZE))
-    squares = gallery.square().sum(1)
-    expected = gallery_distance(queries, gallery.T, squares, distance)
+    gallery = Gallery(gallery, distance)
+    expected = gallery.distances_from(queries)
     with torch.autocast(device, torch.bfloat16):
-        actual = gallery_distance(queries, gallery.T, squares, distance)
+        actual = gallery.distances_from(queries)
     assert actual.dtype == torch.float32 and torch.equal(actual, expected)
 
 
@@ -160,7 +161,7 @@ def test_the_hinge_of_a_large_gallery_keeps_its_digits():
 
 def hinges_and_gradient(queries, gallery, candidates, signs, distance, upstream):
     queries = queries.clone().requires_grad_(True)
-    hinges = QueryHinges.apply(queries, gallery.T, gallery.square().sum(1), candidates, signs, distance)
+    hinges = QueryHinges.apply(queries, Gallery(gallery, distance), candidates, signs)
     return hinges.detach(), torch.autograd.grad((hinges * upstream).sum(), queries)[0]
 
 
@@ -188,10 +189,8 @@ def test_the_hinges_of_a_query_pass_gradcheck_with_mixed_signs_and_repeated_cand
     candidates = positions(4, 17)
     candidates[:, 1] = candidates[:, 0]
     signs = torch.tensor([-1.0, -1.0, 1.0, 1.0], dtype=torch.float64)
-    squares = gallery.square().sum(1)
-    assert torch.autograd.gradcheck(
-        lambda q: QueryHinges.apply(q, gallery.T, squares, candidates, signs, distance), (queries,)
-    )
+    searched = Gallery(gallery, distance)
+    assert torch.autograd.gradcheck(lambda q: QueryHinges.apply(q, searched, candidates, signs), (queries,))
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
@@ -218,6 +217,68 @@ def test_the_gradient_of_a_query_that_is_a_gallery_item(distance, sign):
 
 def test_only_the_queries_get_a_gradient():
     queries, gallery = vectors(BATCH, "N", 20).requires_grad_(True), vectors(SIZE, "N", 21).requires_grad_(True)
-    squares, signs = gallery.square().sum(1), torch.ones(1, dtype=torch.float64)
-    QueryHinges.apply(queries, gallery.T, squares, positions(1, 22), signs, "N").sum().backward()
+    signs = torch.ones(1, dtype=torch.float64)
+    QueryHinges.apply(queries, Gallery(gallery), positions(1, 22), signs).sum().backward()
     assert queries.grad is not None and gallery.grad is None
+
+
+# Soft minima
+
+
+def slow_soft_margin(queries: Tensor, gallery: Tensor, others: Tensor, own: Tensor, temperature: float, distance: str):
+    """``[B]``: one loop over the queries; an empty set counts as zero."""
+
+    def soft_minimum(distances):
+        return -temperature * (-distances / temperature).exp().sum().log() if len(distances) else 0.0
+
+    rows = zip(slow_distance(queries[:, None], gallery, distance), others, own, strict=True)
+    return torch.stack([soft_minimum(d[other]) - soft_minimum(d[same]) for d, other, same in rows])
+
+
+def two_sets(seed=30):
+    """Bool ``[B, N]`` each, disjoint, some items in neither; the first query has no item of the second set."""
+    kind = torch.randint(3, (BATCH, SIZE), generator=torch.Generator().manual_seed(seed))
+    own = kind == 1
+    own[0] = False
+    return kind == 0, own
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("temperature", [0.02, 0.3])
+def test_the_soft_margin_and_its_gradient(device, distance, temperature):
+    queries, gallery = vectors(BATCH, distance, 31).requires_grad_(True), vectors(SIZE, distance, 32)
+    others, own = two_sets()
+    upstream = torch.rand(BATCH, generator=torch.Generator().manual_seed(33), dtype=torch.float64)
+    expected = slow_soft_margin(queries, gallery, others, own, temperature, distance)
+    (expected_gradient,) = torch.autograd.grad((expected * upstream).sum(), queries)
+    moved = queries.detach().to(device).requires_grad_(True)
+    searched = Gallery(gallery.to(device), distance)
+    actual = SoftMargin.apply(moved, searched, others.to(device), own.to(device), temperature)
+    (gradient,) = torch.autograd.grad((actual * upstream.to(device)).sum(), moved)
+    torch.testing.assert_close(actual.detach().cpu(), expected.detach(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(gradient.cpu(), expected_gradient, rtol=0, atol=1e-9)
+
+
+def test_the_soft_margin_passes_gradcheck():
+    queries, searched = vectors(BATCH, "E", 34).requires_grad_(True), Gallery(vectors(SIZE, "E", 35), "E")
+    assert torch.autograd.gradcheck(lambda q: SoftMargin.apply(q, searched, *two_sets(), 0.1), (queries,))
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_a_cold_soft_margin_is_the_hard_one(distance):
+    """In float32, at a temperature where the exponentials of most items underflow."""
+    queries, gallery = (vectors(count, distance, seed, torch.float32) for count, seed in ((BATCH, 36), (SIZE, 37)))
+    others, own = two_sets()
+    distances = slow_distance(queries[:, None], gallery, distance)
+    nearest = [torch.where(chosen, distances, torch.inf).amin(1) for chosen in (others, own)]
+    actual = SoftMargin.apply(queries, Gallery(gallery, distance), others, own, 1e-4)
+    torch.testing.assert_close(actual[1:], (nearest[0] - nearest[1])[1:], rtol=0, atol=1e-3)
+    torch.testing.assert_close(actual[0], nearest[0][0], rtol=0, atol=1e-3)
+
+
+def test_an_empty_set_has_no_slope():
+    queries, nothing = vectors(BATCH, "N", 38).requires_grad_(True), torch.zeros(BATCH, SIZE, dtype=torch.bool)
+    margin = SoftMargin.apply(queries, Gallery(vectors(SIZE, "N", 39)), nothing, nothing, 0.1)
+    assert torch.equal(margin, torch.zeros_like(margin))
+    assert torch.equal(torch.autograd.grad(margin.sum(), queries)[0], torch.zeros_like(queries))

@@ -1,5 +1,26 @@
-"""Attacks on image retrieval: `attacks.PGD` is the budget and `attacks.pgd` the engine of all of them."""
+"""Attacks on image retrieval, in three parts that do not know each other.
 
-from robret_lib.attacks.pgd import PGD, pgd
+What is wanted: `ranking`, `embedding`. How it is searched for: `search`. The run that brings them together: `run`.
+"""
 
-__all__ = ["PGD", "pgd"]
+from robret_lib.attacks import embedding, ranking
+from robret_lib.attacks.gallery import Gallery
+from robret_lib.attacks.run import Attack, Benign, Plan, Result, run
+from robret_lib.attacks.search import PGD, AutoPGD, Averaged, Search, Transfer, pgd
+
+__all__ = [
+    "PGD",
+    "Attack",
+    "AutoPGD",
+    "Averaged",
+    "Benign",
+    "Gallery",
+    "Plan",
+    "Result",
+    "Search",
+    "Transfer",
+    "embedding",
+    "pgd",
+    "ranking",
+    "run",
+]

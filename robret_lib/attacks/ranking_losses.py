@@ -1,8 +1,8 @@
-"""The losses of the ranking attacks: hinges on distances, written so that their gradient costs one matrix product.
+"""Losses over the whole gallery, written so that their gradient costs at most one matrix product.
 
-Both are sums over the whole gallery. A candidate attack leaves all distances but one unchanged, so its hinge is a
-function of that one distance: look up its rank among the sorted benign distances. A query attack moves all
-distances at once: one product gives them, a second one their gradient.
+A candidate attack leaves all distances but one unchanged, so its hinge is a function of that one distance: look up
+its rank among the sorted benign distances. An attack on a query moves all distances at once: one product gives them,
+a second one their gradient.
 """
 
 from typing import Any
@@ -11,30 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from robret_lib.models import Distance
-
-
-def gallery_distance(queries: Tensor, columns: Tensor, squares: Tensor, distance: Distance) -> Tensor:
-    """Distances ``[B, N]`` to a gallery: `metrics.pairwise_distance` for many calls with one gallery.
-
-    Args:
-        queries: Embeddings ``[B, D]``; unit vectors for distance "N" and "C".
-        columns: The gallery as ``[D, N]``, in the memory order in which the product is fastest.
-        squares: Its squared lengths ``[N]``.
-        distance: See `Distance`.
-    """
-    with torch.autocast(queries.device.type, enabled=False):  # in bfloat16, whole classes would tie
-        if distance == "C":
-            return 1 - queries @ columns
-        products = torch.addmm(squares, queries, columns, alpha=-2)
-        return products.add_(queries.square().sum(1, keepdim=True)).clamp_(min=0).sqrt_()
-
-
-def row_distance(queries: Tensor, candidates: Tensor, distance: Distance) -> Tensor:
-    """Distances ``[B, m]`` between the rows of two ``[B, m, D]``; the gradient where they are equal is zero."""
-    if distance == "C":
-        return 1 - (queries * candidates).sum(-1)
-    return torch.linalg.vector_norm(queries - candidates, dim=-1)
+from robret_lib.attacks.gallery import Gallery
 
 
 class SortedDistances:
@@ -75,20 +52,12 @@ class QueryHinges(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        queries: Tensor,
-        columns: Tensor,
-        squares: Tensor,
-        candidates: Tensor,
-        signs: Tensor,
-        distance: Distance,
-    ) -> Tensor:
-        """See `gallery_distance`; candidates are gallery positions ``[B, m]``, signs are ``[m]`` (+-1)."""
-        distances = gallery_distance(queries, columns, squares, distance)
+    def forward(ctx: Any, queries: Tensor, gallery: Gallery, candidates: Tensor, signs: Tensor) -> Tensor:
+        """Queries ``[B, D]``; candidates are gallery positions ``[B, m]``, signs are ``[m]`` (+-1)."""
+        distances = gallery.distances_from(queries)
         to_candidate = distances.gather(1, candidates)
-        ctx.save_for_backward(queries, columns, candidates, signs, distances, to_candidate)
-        ctx.distance = distance
+        ctx.save_for_backward(queries, candidates, signs, distances, to_candidate)
+        ctx.gallery = gallery
         hinges = [
             torch.sub(d[:, None], distances).mul_(sign).relu_().mean(1)
             for d, sign in zip(to_candidate.T, signs, strict=True)
@@ -98,16 +67,42 @@ class QueryHinges(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """With a_x the derivative by d(q, x): ``grad = sum_x a_x (q - x) / d(q, x)``, or ``- sum_x a_x x`` for "C"."""
-        queries, columns, candidates, signs, distances, to_candidate = ctx.saved_tensors
-        weights = upstream * signs / columns.shape[1]
-        by_distance = torch.zeros_like(distances)
+        queries, candidates, signs, distances, to_candidate = ctx.saved_tensors
+        weights = upstream * signs / len(ctx.gallery)
+        slopes = torch.zeros_like(distances)
         for d, candidate, weight, sign in zip(to_candidate.T, candidates.T, weights.T, signs, strict=True):
             active = torch.sub(d[:, None], distances).mul_(sign).gt_(0)
-            by_distance.addcmul_(active, weight[:, None], value=-1)
-            by_distance.scatter_add_(1, candidate[:, None], (weight * active.sum(1))[:, None])
-        if ctx.distance == "C":
-            return -(by_distance @ columns.T), None, None, None, None, None
-        by_distance /= distances.masked_fill(distances == 0, torch.inf)  # an item at the query itself has no slope
-        total = by_distance.sum(1, keepdim=True) * queries
-        return total.addmm_(by_distance, columns.T, alpha=-1), None, None, None, None, None
+            slopes.addcmul_(active, weight[:, None], value=-1)
+            slopes.scatter_add_(1, candidate[:, None], (weight * active.sum(1))[:, None])
+        return ctx.gallery.pulled_back(slopes, queries, distances), None, None, None
+
+
+class SoftMargin(torch.autograd.Function):
+    """Soft minimum of the distances to one set of items minus that to another, ``[B]``.
+
+    The soft minimum at temperature T is ``-T log sum_x exp(-d(q, x) / T)``; its slope by d(q, x) is the softmax of
+    ``-d / T``. A set without items counts as a constant: 0, without a slope.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, gallery: Gallery, others: Tensor, own: Tensor, temperature: float) -> Tensor:
+        """Queries ``[B, D]``; the two sets are bool ``[B, N]``."""
+        distances = gallery.distances_from(queries)
+        closeness = distances / -temperature
+        margin, slopes = 0.0, 0.0
+        for chosen, sign in ((others, 1.0), (own, -1.0)):
+            masked = closeness.masked_fill(~chosen, -torch.inf)
+            some = chosen.any(1)
+            log_sum = masked.logsumexp(1).where(some, 0.0)
+            margin = margin - sign * temperature * log_sum
+            weights = masked.sub_(log_sum[:, None]).exp_()  # the softmax; all zero for an empty set
+            slopes = weights if sign > 0 else slopes.sub_(weights)
+        ctx.save_for_backward(queries, distances, slopes)
+        ctx.gallery = gallery
+        return margin
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        queries, distances, slopes = ctx.saved_tensors
+        return ctx.gallery.pulled_back(slopes * upstream[:, None], queries, distances), None, None, None, None

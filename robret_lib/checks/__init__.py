@@ -13,9 +13,9 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from robret_lib.attacks.pgd import frozen
 from robret_lib.checks import normalization
 from robret_lib.data import as_float
+from robret_lib.models import frozen
 
 SAME = 1e-3
 """Embeddings of two equal passes closer than this share of their length are the same."""

@@ -1,0 +1,118 @@
+"""Attacks on what a search is judged by: push the embedding away, or make the first answer wrong.
+
+Both measure ``recall_at_1``, 100 where the first answer has a class of the image and 0 where not, so that its mean
+is the R@1 in percent that is left.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robret_lib.attacks.ranking_losses import SoftMargin
+from robret_lib.attacks.run import Benign, Plan
+from robret_lib.metrics import hits_at_k, relevance, row_distance
+
+HAIR = 1e-3
+"""How far, towards the nearest item, the point lies from which `EmbeddingShift` flees."""
+
+
+@dataclass(frozen=True)
+class EmbeddingShift:
+    """ES: move the embedding of each image as far as possible from where it was.
+
+    Maximizes ``d(phi(q~), phi(q))`` (Zhou et al., ECCV 2020). At the start that distance has no slope, so it is
+    measured from a point a hair's breadth towards the nearest gallery item: the first step flees from that item.
+    (RobRank's first step is the same for every image, the direction of PyTorch's 1e-6 inside the norm.)
+
+    Measures ``shift``, the distance from the benign embedding, and ``recall_at_1`` where labels are known.
+    """
+
+    rows = 1
+
+    def targets(self, benign: Benign, generator: torch.Generator | None) -> None:
+        return None
+
+    def plan(self, benign: Benign, targets: None) -> Plan:
+        gallery = benign.gallery
+        nearest = gallery.embeddings[benign.nearest(1)[:, 0]]
+        flown = torch.lerp(benign.embeddings, nearest, HAIR)
+
+        def loss(embeddings: Tensor) -> Tensor:
+            return -row_distance(embeddings, flown, gallery.distance)
+
+        def measures(embeddings: Tensor) -> dict[str, Tensor]:
+            shift = {"shift": row_distance(embeddings, benign.embeddings, gallery.distance)}
+            return (
+                shift if benign.labels is None or gallery.labels is None else shift | _first_answers(embeddings, benign)
+            )
+
+        return Plan(loss, measures)
+
+
+@dataclass(frozen=True)
+class Margin:
+    """The R@1 margin: bring the nearest item of another class nearer than the nearest item of the own class.
+
+    Minimizes ``min_x d(q~, x) - min_y d(q~, y)`` over the gallery items x that share no class with the image and the
+    items y that do, the image itself left out. Where it is negative, the first answer is wrong, so it is R@1 itself
+    that is attacked. The minima may be soft (`ranking_losses.SoftMargin`): then all items that are nearly the
+    nearest ones are moved, not the nearest alone.
+
+    An image without any item of its class is not right to begin with, and one without any of another class cannot
+    be wrong; what is missing counts as a constant.
+
+    Args:
+        temperature: Of the soft minima, in units of `Gallery.spread`, so that it means the same for every model and
+            distance; 0 takes hard minima.
+    """
+
+    temperature: float = 0.05
+
+    rows = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < torch.inf:
+            raise ValueError(f"temperature={self.temperature}: expected a finite number of at least 0")
+
+    def targets(self, benign: Benign, generator: torch.Generator | None) -> None:
+        if not _has_classes(benign):
+            raise ValueError("Margin needs classes: give labels to Gallery.of, and to run for images from outside")
+        return None
+
+    def plan(self, benign: Benign, targets: None) -> Plan:
+        gallery = benign.gallery
+        device = gallery.embeddings.device
+        own = relevance(benign.labels, gallery.labels.to(device))
+        others = ~own
+        if benign.own is not None:
+            own.scatter_(1, benign.own[:, None], False)
+            others.scatter_(1, benign.own[:, None], False)
+
+        def hard(embeddings: Tensor) -> Tensor:
+            with torch.no_grad():
+                distances = gallery.distances_from(embeddings)
+            return _nearest(distances, others, embeddings, benign) - _nearest(distances, own, embeddings, benign)
+
+        def soft(embeddings: Tensor) -> Tensor:
+            return SoftMargin.apply(embeddings, gallery, others, own, self.temperature * gallery.spread)
+
+        return Plan(soft if self.temperature else hard, lambda embeddings: _first_answers(embeddings, benign))
+
+
+def _nearest(distances: Tensor, chosen: Tensor, embeddings: Tensor, benign: Benign) -> Tensor:
+    """Distance ``[B]`` to the nearest of the chosen items, with its gradient; a constant 0 where none is chosen."""
+    nearest, position = distances.masked_fill(~chosen, torch.inf).min(1)
+    found = row_distance(embeddings, benign.gallery.embeddings[position], benign.gallery.distance)
+    return torch.where(nearest.isfinite(), found, 0.0)
+
+
+def _has_classes(benign: Benign) -> bool:
+    return benign.labels is not None and benign.gallery.labels is not None
+
+
+def _first_answers(embeddings: Tensor, benign: Benign) -> dict[str, Tensor]:
+    gallery = benign.gallery
+    own = False if benign.own is None else benign.own
+    hits = hits_at_k(embeddings, gallery.embeddings, benign.labels, gallery.labels, (1,), own)[1]
+    return {"recall_at_1": 100 * hits.double()}

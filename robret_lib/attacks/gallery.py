@@ -1,0 +1,114 @@
+"""What the attacked images are searched in: benign embeddings, computed once, and the distances to them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from robret_lib.metrics import distance_to_columns
+from robret_lib.models import Distance, EmbeddingModel, embed
+
+SPREAD_SAMPLE = 256
+"""From how many items `Gallery.spread` looks at all others."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The benign gallery every attack is measured against.
+
+    Args:
+        embeddings: ``[N, D]``, unit vectors for distance "N" and "C".
+        distance: Of the model that made them.
+        labels: int ``[N]`` or multi-hot ``[N, C]``, for the attacks that look at classes.
+        images: ``[N, C, H, W]``, for the attacks that embed them once more with another model.
+    """
+
+    embeddings: Tensor
+    distance: Distance = "N"
+    labels: Tensor | None = None
+    images: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.embeddings.ndim != 2 or len(self.embeddings) < 2:
+            raise ValueError(f"embeddings {tuple(self.embeddings.shape)}: expected [N, D] with N of at least 2")
+        for name, given in (("labels", self.labels), ("images", self.images)):
+            if given is not None and len(given) != len(self):
+                raise ValueError(f"{len(given)} {name} of {len(self)} embeddings: expected one each")
+
+    @classmethod
+    def of(cls, model: EmbeddingModel, images: Tensor, labels: Tensor | None = None) -> "Gallery":
+        """Embed gallery images ``[N, C, H, W]``; labels int ``[N]`` or multi-hot ``[N, C]``."""
+        return cls(embed(model, images), model.distance, labels, images)
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """The embeddings as ``[D, N]``, contiguous: the memory order in which the product is fastest."""
+        return self.embeddings.T.contiguous()
+
+    @cached_property
+    def squares(self) -> Tensor:
+        """Squared length of every item, ``[N]``."""
+        return self.embeddings.square().sum(1)
+
+    @cached_property
+    def spread(self) -> float:
+        """Standard deviation of the distances between items, from an even sample of at most 256 of them to all others.
+
+        The unit in which a temperature means the same for every distance and every model.
+        """
+        sample = torch.linspace(0, len(self) - 1, min(SPREAD_SAMPLE, len(self))).long().to(self.embeddings.device)
+        distances = self.distances(sample)
+        others = torch.arange(len(self), device=sample.device) != sample[:, None]
+        return distances[others].double().std(correction=0).item()
+
+    def distances(self, positions: Tensor) -> Tensor:
+        """Distances ``[*, N]`` from the items at ``positions [*]`` to all items."""
+        return self.distances_from(self.embeddings[positions.flatten()]).view(*positions.shape, len(self))
+
+    def distances_from(self, queries: Tensor) -> Tensor:
+        """Distances ``[A, N]`` from any embeddings ``[A, D]`` to all items."""
+        return distance_to_columns(queries, self.columns, self.squares, self.distance)
+
+    def pulled_back(self, slopes: Tensor, queries: Tensor, distances: Tensor) -> Tensor:
+        """The gradient ``[A, D]`` by the queries of a function of their distances: one matrix product.
+
+        With a_x the slope by d(q, x): ``sum_x a_x (q - x) / d(q, x)``, or ``- sum_x a_x x`` for "C".
+
+        Args:
+            slopes: ``[A, N]``; overwritten.
+            queries, distances: ``[A, D]``, and what `distances_from` gives for them.
+        """
+        if self.distance == "C":
+            return -(slopes @ self.columns.T)
+        slopes /= distances.masked_fill(distances == 0, torch.inf)  # an item at the query itself has no slope
+        total = slopes.sum(1, keepdim=True) * queries
+        return total.addmm_(slopes, self.columns.T, alpha=-1)
+
+    def nearest(self, own: Tensor, size: int, chunk: int = 1024) -> Tensor:
+        """Positions ``[B, size]`` of the nearest items of the items ``own [B]``, in order, themselves excluded."""
+        own = own.to(self.embeddings.device)
+        return self.nearest_to(self.embeddings[own], size, own, chunk)
+
+    def nearest_to(self, queries: Tensor, size: int, own: Tensor | None = None, chunk: int = 1024) -> Tensor:
+        """Positions ``[B, size]`` of the items nearest to any embeddings ``[B, D]``, in order.
+
+        Args:
+            queries: ``[B, D]``.
+            size: How many.
+            own: Positions ``[B]`` of the queries where they are items, which are then left out; None leaves out none.
+            chunk: Queries at once; decides memory, not the result.
+        """
+        choices = len(self) - (own is not None)
+        if size > choices:
+            raise ValueError(f"{size} neighbors wanted of an item of a gallery of {len(self)}: use a larger gallery")
+        nearest = []
+        for start in range(0, len(queries), chunk):
+            distances = self.distances_from(queries[start : start + chunk])
+            if own is not None:
+                distances.scatter_(1, own[start : start + chunk, None], torch.inf)
+            nearest.append(distances.topk(size, dim=1, largest=False).indices)
+        return torch.cat(nearest)

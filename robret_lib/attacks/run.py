@@ -1,0 +1,271 @@
+"""The run: what every attack shares. One loop over batches brings together what is wanted and how it is searched for.
+
+An attack (`Attack`) knows neither the search nor the batches; a search (`search.Search`) sees only a model, images
+and a loss. They meet here.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from robret_lib.attacks.gallery import Gallery
+from robret_lib.attacks.search.ball import check_images
+from robret_lib.attacks.search.passes import Loss, Search
+from robret_lib.data import as_float
+from robret_lib.models import EmbeddingModel, embed
+
+PLAN_BYTES = 512 * 2**20
+"""What an attack may keep for one batch. Wide attacks on large galleries run in smaller batches than asked for."""
+
+BYTES_PER_DISTANCE = 24
+"""Of a row of distances, when it is prepared: values, their order and their running sums."""
+
+
+@dataclass(frozen=True)
+class Benign:
+    """How B images stand in the gallery before anything is attacked.
+
+    Args:
+        gallery: See `Gallery`.
+        embeddings: Of the images, ``[B, D]``.
+        own: Their gallery positions ``[B]`` where they are items, which are then never counted; else None.
+        labels: int ``[B]`` or multi-hot ``[B, C]``, or None where no classes are known.
+    """
+
+    gallery: Gallery
+    embeddings: Tensor
+    own: Tensor | None = None
+    labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def __getitem__(self, rows: slice) -> "Benign":
+        own, labels = (None if given is None else given[rows] for given in (self.own, self.labels))
+        return Benign(self.gallery, self.embeddings[rows], own, labels)
+
+    def nearest(self, size: int) -> Tensor:
+        """Gallery positions ``[B, size]`` of the nearest items, in order, themselves excluded."""
+        return self.gallery.nearest_to(self.embeddings, size, self.own)
+
+
+class Plan(NamedTuple):
+    """An attack on one batch.
+
+    Args:
+        loss: What the search minimizes: ``[B]`` of embeddings ``[B, D]``.
+        measures: What is reported, by name: ``[B]`` each, of embeddings ``[B, D]``.
+    """
+
+    loss: Loss
+    measures: Callable[[Tensor], dict[str, Tensor]]
+
+
+class Attack(Protocol):
+    """What is wanted. Implementations are small frozen dataclasses; their fields are all there is to set."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows of distances to the gallery a plan keeps for each image."""
+        ...
+
+    def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor | None:
+        """Gallery positions ``[B, m]``, drawn for all images at once, so that batches do not matter; None if none."""
+        ...
+
+    def plan(self, benign: Benign, targets: Tensor | None) -> Plan:
+        """The attack on a batch; the same targets may be asked for in the space of another network."""
+        ...
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an attack did to B images.
+
+    Args:
+        images: Adversarial images, float ``[B, C, H, W]`` in [0, 1].
+        targets: Gallery positions ``[B, m]``, or None for an attack without targets.
+        benign, measured: The attack's measures by name, ``[B]`` each, before and after.
+        passes, backward_passes: Forward and backward passes per image that the search made, counted; embedding the
+            result to measure it is not among them.
+    """
+
+    images: Tensor
+    targets: Tensor | None
+    benign: dict[str, Tensor]
+    measured: dict[str, Tensor]
+    passes: float
+    backward_passes: float
+
+
+def run(
+    attack: Attack,
+    model: EmbeddingModel,
+    images: Tensor,
+    gallery: Gallery,
+    search: Search,
+    own: Tensor | None = None,
+    labels: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    batch_size: int = 256,
+    progress: bool = False,
+) -> Result:
+    """Attack images and measure what became of them.
+
+    Args:
+        attack: What is wanted, such as `ranking.QueryAttack("raise")`.
+        model: In [0, 1] pixels; the one that made the gallery.
+        images: ``[B, C, H, W]``, uint8 or float in [0, 1].
+        gallery: See `Gallery`; attacks that look at classes need its labels.
+        search: How it is searched for, such as `PGD` or `AutoPGD`.
+        own: Gallery positions ``[B]`` where the images are gallery items; None for queries from outside.
+        labels: Classes of the images, int ``[B]`` or multi-hot ``[B, C]``; default: the gallery's at ``own``.
+        generator: CPU generator of the targets and the search; None is torch's global one.
+        batch_size: Images at once; changes speed and memory, not the result. Cut where an attack would keep more
+            than half a GiB of distances.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: Model, gallery, images, positions and labels that do not fit together; what fits is named.
+    """
+    _check(model, images, gallery, own, labels, batch_size)
+    spaces = _Spaces(images, gallery, own, labels)
+    benign = spaces.add(model, gallery)
+    targets = attack.targets(benign, generator)
+    size = _rows_at_once(attack, gallery, batch_size)
+    parts = []
+    for start in tqdm(range(0, len(images), size), disable=not progress):
+        rows = slice(start, start + size)
+        batch = as_float(images[rows].to(benign.embeddings.device))
+        chosen = None if targets is None else targets[rows]
+        plan = attack.plan(benign[rows], chosen)
+        wanted = _Wanted(plan.loss, functools.partial(spaces.loss, attack, rows, chosen))
+        adversarial = search(spaces.counted(model), batch, wanted, generator)
+        before, after = plan.measures(benign.embeddings[rows]), plan.measures(embed(model, adversarial))
+        parts.append((adversarial.to(images.device), before, after))
+    attacked, before, after = zip(*parts, strict=True)
+    return Result(
+        torch.cat(attacked),
+        None if targets is None else targets.to(images.device),
+        _joined(before, images.device),
+        _joined(after, images.device),
+        spaces.passes.forward / len(images),
+        spaces.passes.backward / len(images),
+    )
+
+
+@dataclass
+class _Passes:
+    """How many images went through a network."""
+
+    forward: int = 0
+    backward: int = 0
+
+
+class _Counted(nn.Module):
+    """A network that counts the images which pass through it."""
+
+    def __init__(self, network: nn.Module, passes: _Passes) -> None:
+        super().__init__()
+        self.network, self.passes = network, passes
+
+    def forward(self, images: Tensor) -> Tensor:
+        embeddings = self.network(images)
+        self.passes.forward += len(images)
+        if embeddings.requires_grad:
+            embeddings.register_hook(self._backward)
+        return embeddings
+
+    def _backward(self, gradient: Tensor) -> None:
+        self.passes.backward += len(gradient)
+
+
+@dataclass
+class _Wanted:
+    """The loss of one batch; `on` gives the same loss in the space of another network, and that network, counted."""
+
+    loss: Loss
+    on: Callable[[nn.Module], tuple[nn.Module, "_Wanted"]] = field(repr=False)
+
+    def __call__(self, embeddings: Tensor) -> Tensor:
+        return self.loss(embeddings)
+
+
+class _Spaces:
+    """The benign side in the embedding space of each network that takes part, computed when first asked for."""
+
+    def __init__(self, images: Tensor, gallery: Gallery, own: Tensor | None, labels: Tensor | None) -> None:
+        self.images, self.gallery = images, gallery
+        device = gallery.embeddings.device
+        self.own = None if own is None else own.to(device)
+        if labels is None and own is not None and gallery.labels is not None:
+            labels = gallery.labels[own.to(gallery.labels.device)]
+        self.labels = None if labels is None else labels.to(device)
+        self.passes = _Passes()
+        self._benign: dict[nn.Module, Benign] = {}
+
+    def add(self, network: EmbeddingModel, gallery: Gallery) -> Benign:
+        embeddings = embed(network, self.images) if self.own is None else gallery.embeddings[self.own]
+        benign = Benign(gallery, embeddings.to(gallery.embeddings), self.own, self.labels)
+        self._benign[network] = benign
+        return benign
+
+    def counted(self, network: nn.Module) -> _Counted:
+        return _Counted(network, self.passes)
+
+    def loss(
+        self, attack: Attack, rows: slice, targets: Tensor | None, network: EmbeddingModel
+    ) -> tuple[_Counted, _Wanted]:
+        """A network, counted, and the loss of some rows in its space."""
+        if network not in self._benign:
+            if self.gallery.images is None:
+                raise ValueError("the gallery has no images to embed with the surrogate: build it by Gallery.of")
+            self.add(network, Gallery.of(network, self.gallery.images, self.gallery.labels))
+        plan = attack.plan(self._benign[network][rows], targets)
+        return self.counted(network), _Wanted(plan.loss, functools.partial(self.loss, attack, rows, targets))
+
+
+def _rows_at_once(attack: Attack, gallery: Gallery, batch_size: int) -> int:
+    return max(1, min(batch_size, PLAN_BYTES // (attack.rows * len(gallery) * BYTES_PER_DISTANCE)))
+
+
+def _joined(parts: tuple[dict[str, Tensor], ...], device: torch.device) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}
+
+
+def _check(
+    model: EmbeddingModel,
+    images: Tensor,
+    gallery: Gallery,
+    own: Tensor | None,
+    labels: Tensor | None,
+    batch_size: int,
+) -> None:
+    if model.distance != gallery.distance:
+        raise ValueError(f"the model's distance is {model.distance!r}, the gallery's {gallery.distance!r}")
+    if not len(images):
+        raise ValueError("0 images: expected at least one")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: expected at least 1")
+    check_images(as_float(images[:8]))
+    if labels is not None and len(labels) != len(images):
+        raise ValueError(f"{len(images)} images and {len(labels)} labels: expected one label per image")
+    if own is None:
+        return
+    if len(images) != len(own):
+        raise ValueError(f"{len(images)} images and {len(own)} gallery positions: expected one position per image")
+    if own.min() < 0 or own.max() >= len(gallery):
+        raise ValueError(f"own holds {int(own.min())} to {int(own.max())}: the gallery has {len(gallery)} items")
+    _check_own(model, images[:8], gallery.embeddings[own[:8].to(gallery.embeddings.device)])
+
+
+def _check_own(model: EmbeddingModel, images: Tensor, expected: Tensor) -> None:
+    """A few images, embedded again: are they the gallery's items at their positions?"""
+    found = embed(model, images).to(expected)
+    if (found - expected).norm(dim=1).max() > 0.05 * expected.norm(dim=1).max():  # autocast stays below a hundredth
+        raise ValueError("the model does not embed these images as the gallery's items at own: other images or model?")

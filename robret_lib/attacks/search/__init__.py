@@ -1,0 +1,12 @@
+"""How a loss is minimized inside the ball of allowed images; a search never knows which attack it serves.
+
+Every search is called as ``search(model, images, loss_fn, generator) -> images``, and is described by `Search`.
+"""
+
+from robret_lib.attacks.search.auto_pgd import AutoPGD
+from robret_lib.attacks.search.averaged import Averaged
+from robret_lib.attacks.search.passes import Loss, Search
+from robret_lib.attacks.search.pgd import PGD, pgd
+from robret_lib.attacks.search.transfer import Transfer
+
+__all__ = ["PGD", "AutoPGD", "Averaged", "Loss", "Search", "Transfer", "pgd"]

@@ -1,0 +1,86 @@
+"""Projected gradient descent that chooses its own steps and keeps the best of what it saw."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from robret_lib.attacks.search.ball import Ball, Norm, check_images, check_norm
+from robret_lib.attacks.search.passes import Loss, NanWatch, losses, losses_and_gradient
+from robret_lib.attacks.search.schedules import APGD, Best, Falling, Schedule
+from robret_lib.models import frozen
+
+ScheduleName = Literal["falling", "momentum", "apgd"]
+"""The schedules of `schedules`: `Falling` without and with momentum, and `APGD` as published."""
+
+SCHEDULES: dict[ScheduleName, Callable[[Ball, int], Schedule]] = {
+    "falling": lambda ball, steps: Falling(ball, steps, momentum=0.0, first=1.0),
+    "momentum": lambda ball, steps: Falling(ball, steps, momentum=0.75, first=1.0),
+    "apgd": APGD,
+}
+
+
+@dataclass(frozen=True)
+class AutoPGD:
+    """The strong search: nothing to set but the radius and the number of passes. Called as in `Search`.
+
+    The step falls from the radius to zero and the best iterate of each image is returned, where the published search
+    (`PGD`) keeps one step and returns the last iterate; in the sense of Croce and Hein 2020, whose own schedule is
+    one of three to choose from.
+
+    Args:
+        eps: Radius of the ball around the image, in pixel units (images are in [0, 1]).
+        steps: Number of steps of each run; each is one forward and one backward pass, and a last look at the end is
+            one more forward pass.
+        norm: "linf" (largest change of a pixel) or "l2" (Euclidean length over all pixels).
+        restarts: Number of runs, of which the best image counts: one from the image itself, the others from uniform
+            draws from the ball.
+        random_start: Begin the first run at a draw, too.
+        schedule: See `ScheduleName`.
+    """
+
+    eps: float
+    steps: int
+    norm: Norm = "linf"
+    restarts: int = 1
+    random_start: bool = False
+    schedule: ScheduleName = "momentum"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eps < torch.inf:  # NaN is neither
+            raise ValueError(f"eps={self.eps}: expected a finite radius of at least 0")
+        for name, count in (("steps", self.steps), ("restarts", self.restarts)):
+            if not isinstance(count, int) or count < 1:
+                raise ValueError(f"{name}={count!r}: expected a whole number of at least 1")
+        check_norm(self.norm)
+        if self.schedule not in get_args(ScheduleName):
+            raise ValueError(f"schedule={self.schedule!r}: expected one of {get_args(ScheduleName)}")
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, loss_fn: Loss, generator: torch.Generator | None = None
+    ) -> Tensor:
+        check_images(images)
+        images = images.detach()
+        if self.eps == 0:
+            return images.clone()
+        ball, nan, best = Ball(images, self.eps, self.norm), NanWatch(images.device), Best(images)
+        drawn = self.restarts - (not self.random_start)
+        starts = [] if self.random_start else [images]
+        with frozen(model):
+            for start in starts + (ball.random_starts(drawn, generator) if drawn else []):
+                run = self._descend(model, start, loss_fn, ball, nan)
+                best.keep(run.images, run.losses)
+        nan.check()
+        return best.images.clone()
+
+    def _descend(self, model: nn.Module, x: Tensor, loss_fn: Loss, ball: Ball, nan: NanWatch) -> Best:
+        schedule, best = SCHEDULES[self.schedule](ball, self.steps), Best(x)
+        for _ in range(self.steps):
+            loss, gradient = losses_and_gradient(model, x, loss_fn)
+            nan.note(gradient)
+            best.keep(x, loss)
+            x = schedule.next(x, loss, gradient, best)
+        best.keep(x, losses(model, x, loss_fn))
+        return best

@@ -1,0 +1,48 @@
+"""For models that draw random numbers: the loss sees the mean embedding of several draws."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robret_lib.attacks.search.passes import Loss, Search
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """A search against the mean of ``n`` draws, renewed in every pass (expectation over transformation).
+
+    One draw is a noisy model, whose gradient leads a search astray; an attack that ignores this takes noise for
+    robustness (Athalye et al. 2018). A pass of the search costs n passes of the model. For a model without random
+    draws the result is that of the search alone.
+
+    Args:
+        search: Any `Search`.
+        n: Draws per pass.
+    """
+
+    search: Search
+    n: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.n, int) or self.n < 1:
+            raise ValueError(f"n={self.n!r}: expected a whole number of draws, at least 1")
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, loss_fn: Loss, generator: torch.Generator | None = None
+    ) -> Tensor:
+        device = images.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=generator is not None):
+            if generator is not None:  # the model draws from torch's global generators; they follow ours meanwhile
+                where = generator.device
+                torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=where)))
+            return self.search(_MeanOfDraws(model, self.n), images, loss_fn, generator)
+
+
+class _MeanOfDraws(nn.Module):
+    def __init__(self, model: nn.Module, n: int) -> None:
+        super().__init__()
+        self.model, self.n = model, n
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([self.model(images) for _ in range(self.n)]).mean(0)

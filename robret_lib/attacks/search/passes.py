@@ -1,0 +1,85 @@
+"""What a search pays for: one forward pass gives the losses, one backward pass to the input their gradient.
+
+Weights get no gradient, and under autocast only the model runs in low precision: a loss sees float32.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+Loss = Callable[[Tensor], Tensor]
+"""``loss_fn(embeddings [B, D]) -> [B]``: one loss per image, which depends on that image alone."""
+
+
+class Search(Protocol):
+    """Images near the given ones whose embeddings have a small loss."""
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, loss_fn: Loss, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Search.
+
+        Args:
+            model: Embeds ``[B, C, H, W]`` as ``[B, D]``. Runs in evaluation mode and is left as it was found:
+                weights, buffers, gradients, mode.
+            images: float in [0, 1]. Any memory format; the result has the same type and format.
+            loss_fn: Minimized. Per image, so that the batch size does not matter.
+            generator: Of all random draws; None is torch's global one. On the CPU it draws image after image, so
+                that one that is passed from batch to batch makes the batch size irrelevant.
+
+        Returns:
+            Adversarial images, detached; no further than eps (1e-6) from ``images``, inside [0, 1].
+
+        Raises:
+            ValueError: Images outside [0, 1] (normalized twice?), or not float, or a loss that is not one per image.
+            FloatingPointError: The gradient became NaN, so that the result means nothing.
+        """
+        ...
+
+
+def losses(model: nn.Module, images: Tensor, loss_fn: Loss) -> Tensor:
+    """Losses ``[B]``: one forward pass."""
+    with torch.no_grad():
+        embeddings = model(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return _checked(loss_fn(_at_least_float32(embeddings)), images)
+
+
+def losses_and_gradient(model: nn.Module, images: Tensor, loss_fn: Loss) -> tuple[Tensor, Tensor]:
+    """Losses ``[B]`` and their gradient to the images: one forward and one backward pass."""
+    images = images.detach().requires_grad_(True)
+    with torch.enable_grad():
+        embeddings = model(images)
+        with torch.autocast(images.device.type, enabled=False):
+            loss = _checked(loss_fn(_at_least_float32(embeddings)), images)
+            (gradient,) = torch.autograd.grad(loss.sum(), images)
+    return loss.detach(), gradient
+
+
+class NanWatch:
+    """Notes a NaN in any gradient without making the host wait for the device; `check` raises, once, at the end.
+
+    The sign of NaN is zero, so that an attack would stand still and look like robustness.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.seen = torch.zeros((), dtype=torch.bool, device=device)
+
+    def note(self, gradient: Tensor) -> None:
+        self.seen |= gradient.isnan().any()
+
+    def check(self) -> None:
+        if self.seen:
+            raise FloatingPointError("the gradient became NaN: does the loss take a square root or a logarithm of 0?")
+
+
+def _at_least_float32(embeddings: Tensor) -> Tensor:
+    return embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+
+
+def _checked(loss: Tensor, images: Tensor) -> Tensor:
+    if loss.shape != images.shape[:1]:
+        raise ValueError(f"loss_fn returned shape {tuple(loss.shape)}: expected one loss per image, [{len(images)}]")
+    return loss

@@ -1,0 +1,67 @@
+"""Projected gradient descent with a fixed step: the search of the published tables."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robret_lib.attacks.search.ball import Ball, Norm, check_images, check_norm, steepest
+from robret_lib.attacks.search.passes import Loss, NanWatch, losses_and_gradient
+from robret_lib.models import frozen
+
+
+@dataclass(frozen=True)
+class PGD:
+    """For ``steps`` times ``x <- project(x - step * direction(grad L))``; returns the last iterate.
+
+    The direction is the sign for "linf" and the unit vector for "l2"; project clips to the eps-ball and to [0, 1]
+    (Madry et al. 2018; RobRank, `AdvRank.attack`). Called as in `Search`.
+
+    Args:
+        eps: Radius of the ball around the image, in pixel units (images are in [0, 1]).
+        step: Length of one step, in the same units.
+        steps: Number of steps; each is one forward and one backward pass.
+        norm: "linf" (largest change of a pixel) or "l2" (Euclidean length over all pixels).
+        random_start: Begin at a uniform draw from the ball, not at the image. The published tables do not.
+    """
+
+    eps: float
+    step: float
+    steps: int
+    norm: Norm = "linf"
+    random_start: bool = False
+
+    def __post_init__(self) -> None:
+        lengths = 0 <= self.eps < torch.inf and 0 < self.step < torch.inf  # NaN is neither
+        if not lengths or not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"{self}: expected eps >= 0 and step > 0, both finite, and a whole number of steps >= 1")
+        check_norm(self.norm)
+
+    @classmethod
+    def fgsm(cls, eps: float) -> "PGD":
+        """One step of full length (Goodfellow et al. 2015)."""
+        return cls(eps, step=eps or 1.0, steps=1)  # at eps = 0 nothing moves, whatever the step
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, loss_fn: Loss, generator: torch.Generator | None = None
+    ) -> Tensor:
+        check_images(images)
+        images = images.detach()
+        if self.eps == 0:
+            return images.clone()
+        ball, nan = Ball(images, self.eps, self.norm), NanWatch(images.device)
+        adversarial = ball.random_starts(1, generator)[0] if self.random_start else images.clone()
+        with frozen(model):
+            for _ in range(self.steps):
+                _, gradient = losses_and_gradient(model, adversarial, loss_fn)
+                nan.note(gradient)
+                adversarial = ball.project(adversarial.sub_(steepest(gradient, self.norm), alpha=self.step))
+        nan.check()
+        return adversarial
+
+
+def pgd(
+    model: nn.Module, images: Tensor, loss_fn: Loss, budget: PGD, generator: torch.Generator | None = None
+) -> Tensor:
+    """``budget(model, images, loss_fn, generator)``, see `Search`."""
+    return budget(model, images, loss_fn, generator)

@@ -1,0 +1,35 @@
+"""Attack one network by searching on another: what an attacker can do who may not look into the first."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robret_lib.attacks.search.passes import Loss, Search
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Search on a surrogate; the images are then measured on the model, which the search never asks.
+
+    The loss is rebuilt in the surrogate's own space: its embeddings of gallery and queries, the same positions as
+    targets. (RobRank's transfer mode compares embeddings of the two networks with each other.)
+
+    Args:
+        surrogate: Embeds the same images; its dimension and distance may differ.
+        search: Any `Search`, on the surrogate.
+    """
+
+    surrogate: nn.Module
+    search: Search
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, loss_fn: Loss, generator: torch.Generator | None = None
+    ) -> Tensor:
+        if not hasattr(loss_fn, "on"):
+            raise TypeError(
+                "Transfer needs a loss that can be rebuilt for the surrogate, as attacks.run makes them; "
+                "with a loss of your own, call the search on the surrogate itself"
+            )
+        surrogate, loss_on_surrogate = loss_fn.on(self.surrogate)
+        return self.search(surrogate, images, loss_on_surrogate, generator)

@@ -1,0 +1,40 @@
+"""Fixtures of the tests that attack: `small_retrieval` searched in itself, trained once for each distance."""
+
+import pytest
+
+from robret_lib.attacks import Gallery
+from tests.small_retrieval import DISTANCES, SIZE, some_split, trained_model
+
+
+@pytest.fixture(scope="session")
+def searched_split():
+    return some_split(SIZE, seed=10)
+
+
+@pytest.fixture(scope="session")
+def searched(searched_split):
+    return searched_split.images
+
+
+@pytest.fixture(scope="session")
+def models():
+    """A trained model for each distance."""
+    return {distance: trained_model(distance) for distance in DISTANCES}
+
+
+@pytest.fixture(scope="session")
+def galleries(models, searched_split):
+    """With labels and images."""
+    return {
+        distance: Gallery.of(model, searched_split.images, searched_split.labels) for distance, model in models.items()
+    }
+
+
+@pytest.fixture
+def model(models):
+    return models["N"]
+
+
+@pytest.fixture
+def gallery(galleries):
+    return galleries["N"]
