@@ -38,8 +38,9 @@ test: data ## check everything: style, units, notebooks, the rendered book
 data: $(STAMP) ## get, verify and convert a data set: DATASET=fashion-mnist
 	@$(BIN)/python data_scripts/$(subst -,_,$(DATASET)).py
 
-bench: $(STAMP) ## measure what a PGD step costs
-	$(BIN)/python -m tests.benchmarks.pgd_cost --write
+bench: data ## measure what a step of each attack costs, and the metrics
+	$(BIN)/python -m tests.benchmarks.attack_cost --write
+	$(BIN)/python -m tests.benchmarks.metrics_cost --write
 
 clean: ## remove what was built; the environment and the data stay
 	rm -rf book/_build .pytest_cache .ruff_cache .hypothesis

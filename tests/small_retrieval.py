@@ -32,8 +32,8 @@ def small_model(distance="N"):
     return EmbeddingModel(nn.Sequential(*layers, nn.Linear(128, 16)), distance)
 
 
-def trained_model(distance="N", steps=60):
-    model = small_model(distance)
+def trained_model(distance="N", steps=60, model=None):
+    model = model or small_model(distance)
     train(model, some_split(1000, seed=20), TripletObjective(mining.random, distance), Schedule(steps, pairs=32))
     model.zero_grad()
     return model

@@ -1,9 +1,5 @@
 """The networks, images and losses that the tables of this folder are measured on."""
 
-import datetime
-import platform
-from pathlib import Path
-
 import torch
 
 from robret_lib import attacks, data, models, recipes
@@ -18,6 +14,10 @@ ATTACKS = {
     "ES": embedding.EmbeddingShift(),
     "hard margin": embedding.Margin(temperature=0),
     "soft margin": embedding.Margin(),
+}
+SPQA = {
+    "SPQA+": ranking.SemanticsPreservingQueryAttack("raise"),
+    "SPQA-": ranking.SemanticsPreservingQueryAttack("lower"),
 }
 
 
@@ -52,12 +52,3 @@ def mean_loss(
     own = torch.arange(len(result.images))
     benign = attacks.Benign(gallery, gallery.embeddings[own], own, gallery.labels[own])
     return attack.plan(benign, result.targets).loss(models.embed(model, result.images)).mean().item()
-
-
-def machine() -> str:
-    """Processor, torch and date of a measurement."""
-    info = Path("/proc/cpuinfo")  # as Linux calls it, or what Python knows elsewhere
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    processor = names[0] if names else platform.processor() or platform.machine()
-    return f"{processor}, torch {torch.__version__}, {datetime.date.today().isoformat()}"

@@ -3,15 +3,13 @@
 Takes some ten minutes on one thread.
 """
 
-import argparse
-from pathlib import Path
-
 import torch
 from tqdm import tqdm
 
 from robret_lib.attacks import AutoPGD
 from robret_lib.attacks.embedding import Margin
-from tests.benchmarks.networks import attacked, machine, network
+from tests.benchmarks.measuring import machine, write_or_print
+from tests.benchmarks.networks import attacked, network
 
 N = 200
 NETWORKS = ("none N", "none E", "none C", "ACT N")
@@ -57,16 +55,5 @@ def _rows(where: str, passes: int, bar: tqdm) -> list[str]:
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Print how much R@1 each temperature of the margin attack leaves.")
-    parser.add_argument("--write", action="store_true", help="also store the table beside this file")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    measured = table()
-    print(measured)
-    if arguments.write:
-        Path(__file__).with_suffix(".md").write_text(measured)
-
-
 if __name__ == "__main__":
-    main()
+    write_or_print(table, __file__, "how much R@1 each temperature of the margin attack leaves")

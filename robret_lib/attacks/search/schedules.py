@@ -36,7 +36,7 @@ class Schedule(Protocol):
 
 
 class Falling:
-    """Steps that fall in a straight line from the radius to zero, along an average of the gradients so far.
+    """Steps that fall in a straight line to zero, along an average of the gradients so far.
 
     ``v <- momentum v + g / mean|g|``, then ``x <- project(x - s (1 - i / steps) direction(v))``. Large steps find
     the region, small ones settle in it; a constant step keeps jumping to and fro.
@@ -118,10 +118,10 @@ class APGD:
 
 def _checkpoints(steps: int) -> set[int]:
     """After 22 % of the steps, then at distances that shrink by 3 % of all each time, to 6 %."""
-    checkpoints, last, share = set(), 0.0, 0.22
-    while share <= 1:
-        checkpoints.add(-int(-share * steps // 1))
-        last, share = share, share + max(share - last - 0.03, 0.06)
+    checkpoints, last, percent = set(), 0, 22
+    while percent <= 100:
+        checkpoints.add(-(-percent * steps // 100))
+        last, percent = percent, percent + max(percent - last - 3, 6)
     return checkpoints
 
 

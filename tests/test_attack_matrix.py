@@ -1,0 +1,75 @@
+"""Any attack goes with any search: the whole matrix, in every norm, for items and for strangers."""
+
+import pytest
+import torch
+
+from robret_lib import attacks
+from robret_lib.attacks import PGD, AutoPGD, Averaged, Transfer, embedding, ranking
+from tests.small_retrieval import SIZE, gallery_on, seeded, some_split, trained_model
+
+CUDA = pytest.param(
+    "cuda",
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+)
+DEVICES = ["cpu", CUDA]
+EPS = {"linf": 0.1, "l2": 1.0}
+ATTACKS = {
+    "CA+": ranking.CandidateAttack("raise", n_targets=2),
+    "CA-": ranking.CandidateAttack("lower"),
+    "QA+": ranking.QueryAttack("raise", n_targets=2),
+    "QA-": ranking.QueryAttack("lower"),
+    "SPQA+": ranking.SemanticsPreservingQueryAttack("raise", stiffness=300.0),
+    "SPQA-": ranking.SemanticsPreservingQueryAttack("lower", stiffness=300.0),
+    "ES": embedding.EmbeddingShift(),
+    "hard margin": embedding.Margin(temperature=0),
+    "soft margin": embedding.Margin(),
+}
+LOWERED = {"CA+", "QA+", "SPQA+", "hard margin", "soft margin"}
+"""Attacks whose first measure falls; that of the others rises."""
+
+
+def searches(norm, surrogate):
+    eps = EPS[norm]
+    plain = PGD(eps, eps / 4, 6, norm)
+    return {
+        "PGD": plain,
+        "PGD, random start": PGD(eps, eps / 4, 6, norm, random_start=True),
+        "AutoPGD": AutoPGD(eps, 6, norm),
+        "AutoPGD, restarts": AutoPGD(eps, 3, norm, restarts=2),
+        "APGD": AutoPGD(eps, 6, norm, schedule="apgd"),
+        "Transfer": Transfer(surrogate, plain),
+        "Averaged": Averaged(plain, 2),
+        "Transfer, averaged": Transfer(surrogate, Averaged(AutoPGD(eps, 3, norm), 2)),
+    }
+
+
+SEARCHES = list(searches("linf", None))
+
+
+@pytest.fixture(scope="module")
+def surrogate():
+    return trained_model("E", steps=40)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("norm", EPS)
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_any_attack_goes_with_any_search(attack, search, norm, device, models, galleries, searched, surrogate):
+    model, gallery = models["N"].to(device), gallery_on(device, galleries["N"])
+    chosen = searches(norm, surrogate.to(device))[search]
+    strangers = some_split(40, seed=50)
+    training, before = model.training, {name: value.clone() for name, value in model.state_dict().items()}
+    items = searched[::13], torch.arange(0, SIZE, 13), None
+    for images, own, labels in (items, (strangers.images, None, strangers.labels)):
+        result = attacks.run(ATTACKS[attack], model, images, gallery, chosen, own, labels, seeded(), batch_size=16)
+        shift = (result.images - images).flatten(1)
+        size = shift.abs().amax(1) if norm == "linf" else shift.norm(dim=1)
+        assert size.max() <= EPS[norm] + 1e-6 and result.images.min() >= 0 and result.images.max() <= 1
+        name = next(iter(result.measured))
+        change = (result.measured[name] - result.benign[name]).mean()
+        assert (-change if attack in LOWERED else change) > 0
+        assert result.passes >= result.backward_passes >= 6
+    model.cpu(), surrogate.cpu()
+    assert model.training == training
+    assert all(torch.equal(model.state_dict()[name], value.to("cpu")) for name, value in before.items())

@@ -1,0 +1,201 @@
+"""Robust recall: what it says is what the images it hands out do, and it is the worst of all that was tried."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from robret_lib import attacks, scores
+from robret_lib.attacks import AutoPGD, Gallery
+from robret_lib.attacks.embedding import EmbeddingShift, Margin
+from robret_lib.data import Protocol, RetrievalData, Split
+from robret_lib.metrics import recall_at_k
+from robret_lib.models import embed
+from robret_lib.scores import robust_recall
+from tests.small_retrieval import DISTANCES, some_split, trained_model
+
+CUDA = pytest.param(
+    "cuda",
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+)
+DEVICES = ["cpu", CUDA]
+NAMES = tuple("abcdefghij")
+ROOT = Path(__file__).parents[1]
+
+
+def searched_in_itself(count=300):
+    split = some_split(count, seed=10)
+    return RetrievalData("toy", some_split(40, 1), split, split, NAMES, Protocol("itself", "...", True, False))
+
+
+def asked_from_outside():
+    query, gallery = some_split(120, seed=60), some_split(300, seed=10)
+    return RetrievalData("toy", some_split(40, 1), query, gallery, NAMES, Protocol("outside", "...", False, False))
+
+
+def recall_of(model, images, data, positions):
+    queries, gallery = embed(model, images), embed(model, data.gallery.images)
+    own = positions if data.protocol.self_excluded else False
+    return recall_at_k(queries, gallery, data.query.labels[positions], data.gallery.labels, (1,), own)[1]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("data", [searched_in_itself(), asked_from_outside()], ids=["itself", "outside"])
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_the_images_that_are_handed_out_give_the_recall_that_is_stated(distance, data, models, device):
+    model = models[distance].to(device)
+    result = robust_recall(model, data, eps=0.04, queries=100, effort="quick")
+    originals, positions = data.query.images[:100], torch.arange(100)
+    assert result.recall_at_1 == recall_of(model, result.images, data, positions)
+    assert result.benign == recall_of(model, originals, data, positions)
+    model.cpu()
+    assert result.images.shape == originals.shape
+    assert (result.images - originals).abs().max() <= 0.04 + 1e-6
+    assert result.images.min() >= 0 and result.images.max() <= 1
+    assert result.recall_at_1 < result.benign - 10
+
+
+def test_it_is_the_worst_of_the_suite(model):
+    """Each attack by itself leaves more; the percentages are those of the attacks run alone."""
+    data = searched_in_itself()
+    result = robust_recall(model, data, eps=0.04, queries=100, effort="quick")
+    assert set(result.broken_by) == {"hard margin", "soft margin", "embedding shift"}
+    gallery, own = Gallery.of(model, data.gallery.images, data.gallery.labels), torch.arange(100)
+    for name, attack in (("hard margin", Margin(0)), ("soft margin", Margin()), ("embedding shift", EmbeddingShift())):
+        alone = attacks.run(attack, model, data.query.images[:100], gallery, AutoPGD(0.04, 8), own)
+        broken = (alone.benign["recall_at_1"] > 0) & (alone.measured["recall_at_1"] == 0)
+        assert result.broken_by[name] == pytest.approx(100 * broken.double().mean().item(), abs=1.01)
+        assert result.recall_at_1 <= result.benign - result.broken_by[name] + 1e-9
+    assert result.broken_by["soft margin"] > result.broken_by["embedding shift"]
+    right = round(result.benign)
+    assert result.passes == pytest.approx(3 * 9 * right / 100)
+
+
+def test_an_image_that_was_not_broken_is_the_original(model):
+    data = searched_in_itself()
+    result = robust_recall(model, data, eps=0.03, queries=100, effort="quick")
+    kept = (result.images == data.query.images[:100]).flatten(1).all(1)
+    assert kept.double().mean() == pytest.approx((result.recall_at_1 + 100 - result.benign) / 100)
+
+
+def test_more_effort_and_a_surrogate_leave_no_more(model):
+    data = searched_in_itself()
+    quick, standard = (robust_recall(model, data, 0.03, queries=60, effort=effort) for effort in ("quick", "standard"))
+    helped = robust_recall(model, data, 0.03, queries=60, effort="quick", surrogate=trained_model("E", steps=40))
+    assert standard.recall_at_1 <= quick.recall_at_1 + 100 / 60
+    assert len(standard.broken_by) == 5 and standard.passes > 5 * quick.passes
+    assert set(helped.broken_by) - set(quick.broken_by) == {"soft margin, transferred"}
+    assert helped.recall_at_1 <= quick.recall_at_1
+    assert 0 < helped.broken_by["soft margin, transferred"] < helped.broken_by["soft margin"]
+
+
+@pytest.mark.parametrize("norm, eps", [("linf", 0.05), ("l2", 0.5)])
+def test_a_larger_radius_leaves_less_and_none_leaves_all(model, norm, eps):
+    data = searched_in_itself()
+    left = [robust_recall(model, data, part * eps, norm, queries=60, effort="quick") for part in (0, 0.3, 1)]
+    assert left[0].recall_at_1 == left[0].benign and left[0].passes == 0
+    assert left[0].recall_at_1 > left[1].recall_at_1 > left[2].recall_at_1
+
+
+def test_queries_are_chosen_by_number_or_by_position(model):
+    data = searched_in_itself(60)
+    chosen = torch.tensor([50, 3, 7])
+    result = robust_recall(model, data, 0.1, queries=chosen, effort="quick")
+    assert result.images.shape[0] == 3
+    assert (result.images - data.query.images[chosen]).abs().max() <= 0.1 + 1e-6
+    assert len(robust_recall(model, data, 0.1, effort="quick").images) == 60
+
+
+def test_bytes_and_several_labels(model):
+    images = (255 * some_split(80, seed=10).images).round().to(torch.uint8)
+    labels = torch.nn.functional.one_hot(some_split(80, seed=10).labels, 10).to(torch.uint8)
+    labels[::4, 0] = 1
+    split = Split(images, labels)
+    data = RetrievalData("toy", split, split, split, NAMES, Protocol("itself", "...", True, False))
+    result = robust_recall(model, data, 0.05, effort="quick")
+    assert result.images.dtype == torch.float32
+    assert result.recall_at_1 == recall_of(model, result.images, data, torch.arange(80)) < result.benign
+
+
+# A crash costs one attack on one block
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+from robret_lib import scores
+from robret_lib.scores import robust_recall
+from tests.small_retrieval import trained_model
+from tests.test_scores import searched_in_itself
+
+torch.set_num_threads(1)
+scores.BLOCK = 40
+save, saved = scores.save_atomically, []
+
+def save_and_wait(state, path):
+    save(state, path)
+    saved.append(path)
+    while len(saved) == int(sys.argv[2]):
+        pass
+
+scores.save_atomically = save_and_wait
+checkpoint = Path(sys.argv[1])
+robust_recall(trained_model(), searched_in_itself(), 0.04, queries=100, effort="quick", checkpoint=checkpoint)
+"""
+
+
+def test_killed_and_started_again_it_ends_the_same(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(scores, "BLOCK", 40)
+    checkpoint = tmp_path / "folder" / "robust.checkpoint"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for _ in range(2):
+        size = len(torch.load(checkpoint, weights_only=True)["done"]) if checkpoint.exists() else 0
+        process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(checkpoint), "2"], env=environment)
+        while not checkpoint.exists() or len(torch.load(checkpoint, weights_only=True)["done"]) < size + 2:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+    arguments = model, searched_in_itself(), 0.04
+    resumed = robust_recall(*arguments, queries=100, effort="quick", checkpoint=checkpoint)
+    whole = robust_recall(*arguments, queries=100, effort="quick")
+    assert torch.equal(resumed.images, whole.images) and resumed.broken_by == whole.broken_by
+    assert (resumed.recall_at_1, resumed.passes) == (whole.recall_at_1, pytest.approx(whole.passes))
+    again = robust_recall(*arguments, queries=100, effort="quick", checkpoint=checkpoint)
+    assert torch.equal(again.images, whole.images)
+
+
+def test_a_checkpoint_of_something_else_is_refused(model, models, tmp_path):
+    checkpoint, data = tmp_path / "c", searched_in_itself(40)
+    robust_recall(model, data, 0.04, effort="quick", checkpoint=checkpoint)
+    with pytest.raises(
+        ValueError, match="was written with .*'eps': 0.04.*, this evaluation is .*'eps': 0.05.*: move it"
+    ):
+        robust_recall(model, data, 0.05, effort="quick", checkpoint=checkpoint)
+    with pytest.raises(ValueError, match="was written with another model or other queries: move it"):
+        robust_recall(models["C"], data, 0.04, effort="quick", checkpoint=checkpoint)
+    checkpoint.write_bytes(b"nothing of use")
+    with pytest.raises(ValueError, match=f"{checkpoint} is no checkpoint, or a damaged one: delete it"):
+        robust_recall(model, data, 0.04, effort="quick", checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"eps": 8}, "eps=8: expected pixel units, black is 0 and white 1; usual on photographs is 8/255"),
+        ({"eps": -0.1}, "eps=-0.1: expected pixel units"),
+        ({"norm": "l1"}, "norm='l1'"),
+        ({"effort": "great"}, r"effort='great': expected one of \('quick', 'standard', 'thorough'\)"),
+        ({"queries": 0}, "queries=0: expected 1 to 40, positions, or None for all"),
+        ({"queries": 41}, "queries=41: expected 1 to 40"),
+        ({"queries": torch.tensor([3, 40])}, "queries: expected positions from 0 to 39, at least one"),
+    ],
+)
+def test_impossible_calls_are_refused(arguments, message, model):
+    with pytest.raises(ValueError, match=message):
+        robust_recall(model, searched_in_itself(40), **({"eps": 0.1} | arguments))

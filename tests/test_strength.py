@@ -1,0 +1,110 @@
+"""Strength on photographs of clothes: an undefended network, and one that was trained to resist (Fashion-MNIST).
+
+Published attacks call the second network a third robust; an attack on R@1 itself with a falling step does not.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from robret_lib import data
+from robret_lib.attacks import PGD, AutoPGD, Benign, Plan
+from robret_lib.attacks.embedding import EmbeddingShift, Margin
+from robret_lib.attacks.search.passes import Loss
+from robret_lib.metrics import row_distance
+from tests.benchmarks.networks import ATTACKS, attacked, mean_loss, network
+
+pytestmark = pytest.mark.timeout(3000)  # the network that resists is trained here, once; on a busy machine that is long
+EPS = 77 / 255
+
+
+@pytest.fixture(scope="module", params=["none N", "ACT N"])
+def world(request):
+    try:
+        return network(request.param)
+    except data.DataError as error:
+        pytest.skip(f"needs Fashion-MNIST: {error}")
+
+
+@dataclass(frozen=True)
+class Published:
+    """Another loss, for what `Margin` measures."""
+
+    loss: Callable[[Benign], Loss]
+    rows = 1
+
+    def targets(self, benign, generator):
+        return None
+
+    def plan(self, benign, targets):
+        return Plan(self.loss(benign), Margin().plan(benign, None).measures)
+
+
+def others_and_own(benign):
+    """Bool ``[B, N]`` each, without self."""
+    own = benign.labels[:, None] == benign.gallery.labels
+    return ~own, own.scatter(1, benign.own[:, None], False)
+
+
+def learning_to_misrank(benign):
+    """LTM: the furthest item of another class nearer than the nearest of the own class, self excluded."""
+    others, own = others_and_own(benign)
+
+    def loss(embeddings):
+        distances = (embeddings[:, None] - benign.gallery.embeddings).norm(dim=2)
+        furthest = distances.masked_fill(~others, -torch.inf).amax(1)
+        return (furthest - distances.masked_fill(~own, torch.inf).amin(1)).relu()
+
+    return loss
+
+
+def greedy_top_1_misranking(benign):
+    """GTM: to the nearest item whose class is not that of the first answer."""
+    distances = torch.cdist(benign.embeddings, benign.gallery.embeddings).scatter(1, benign.own[:, None], torch.inf)
+    first = benign.gallery.labels[distances.argmin(1)]
+    others = first[:, None] != benign.gallery.labels
+    goal = benign.gallery.embeddings[distances.masked_fill(~others, torch.inf).argmin(1)]
+    return lambda embeddings: row_distance(embeddings, goal)
+
+
+def recall_left(attack, search, world, n=100):
+    return attacked(attack, *world, search, n).measured["recall_at_1"].mean().item()
+
+
+def test_eight_passes_at_the_margin_beat_every_published_loss_with_the_published_search(world):
+    published = {
+        name: recall_left(attack, PGD(EPS, 3 / 255, 32), world)
+        for name, attack in {
+            "ES": EmbeddingShift(),
+            "LTM": Published(learning_to_misrank),
+            "GTM": Published(greedy_top_1_misranking),
+        }.items()
+    }
+    margin = recall_left(Margin(), AutoPGD(EPS, 8), world)
+    assert margin <= min(published.values()), published
+    assert margin < 8
+    assert recall_left(Margin(), AutoPGD(EPS, 32), world) <= margin + 1
+
+
+def test_the_published_search_on_the_published_loss_makes_a_network_look_robust():
+    """What the margin leaves of it is in the test above."""
+    try:
+        world = network("ACT N")
+    except data.DataError as error:
+        pytest.skip(f"needs Fashion-MNIST: {error}")
+    assert recall_left(EmbeddingShift(), PGD(EPS, 3 / 255, 32), world) > 20
+
+
+@pytest.mark.parametrize("passes", [8, 32])
+@pytest.mark.parametrize("eps", [8 / 255, EPS])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_at_the_same_passes_auto_pgd_is_never_weaker_in_the_mean(name, eps, passes, world):
+    """Than the step of the published tables, and than one that adds up to two and a half times the radius."""
+    attack = ATTACKS[name]
+    reached = [
+        mean_loss(attack, *world, attacked(attack, *world, search, 60))
+        for search in (AutoPGD(eps, passes), PGD(eps, 3 / 255, passes), PGD(eps, 2.5 * eps / passes, passes))
+    ]
+    assert reached[0] <= min(reached[1:]) + 1e-4 * abs(reached[0])

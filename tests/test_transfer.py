@@ -1,0 +1,88 @@
+"""Transfer: searched in the surrogate's space, measured in the model's, with the same targets."""
+
+import pytest
+import torch
+from torch import nn
+
+from robret_lib import attacks
+from robret_lib.attacks import PGD, AutoPGD, Gallery, Transfer, embedding, ranking
+from robret_lib.models import EmbeddingModel
+from tests.small_retrieval import gallery_on, seeded, trained_model
+
+CUDA = pytest.param(
+    "cuda",
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+)
+DEVICES = ["cpu", CUDA]
+OWN = torch.arange(0, 500, 5)
+SEARCH = PGD(0.15, 0.03, 12)
+ATTACKS = {
+    "CA+": ranking.CandidateAttack("raise"),
+    "QA-": ranking.QueryAttack("lower"),
+    "ES": embedding.EmbeddingShift(),
+    "margin": embedding.Margin(),
+}
+
+
+@pytest.fixture(scope="module")
+def surrogate():
+    """With another dimension, another distance, and other weights."""
+    torch.manual_seed(5)
+    layers = nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 24)
+    return trained_model("E", model=EmbeddingModel(nn.Sequential(*layers), "E"))
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_a_surrogate_that_is_the_model_gives_the_white_box_attack(attack, model, gallery, searched):
+    arguments = attack, model, searched[OWN], gallery
+    direct = attacks.run(*arguments, SEARCH, OWN, generator=seeded())
+    transferred = attacks.run(*arguments, Transfer(model, SEARCH), OWN, generator=seeded())
+    assert torch.equal(direct.images, transferred.images)
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_the_images_are_those_of_an_attack_on_the_surrogate(attack, model, gallery, searched, surrogate):
+    """With the surrogate's own gallery, and for attacks that draw no targets; those that do keep the model's."""
+    its_gallery = Gallery.of(surrogate, searched, gallery.labels)
+    direct = attacks.run(attack, surrogate, searched[OWN], its_gallery, SEARCH, OWN, generator=seeded())
+    transferred = attacks.run(
+        attack, model, searched[OWN], gallery, Transfer(surrogate, SEARCH), OWN, generator=seeded()
+    )
+    white_box = attacks.run(attack, model, searched[OWN], gallery, SEARCH, OWN, generator=seeded())
+    if transferred.targets is None or attack.direction == "raise":
+        assert torch.equal(direct.images, transferred.images)
+    if transferred.targets is not None:
+        assert torch.equal(transferred.targets, white_box.targets)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_it_hurts_less_than_the_white_box_and_more_than_nothing(device, attack, models, galleries, searched, surrogate):
+    model, gallery, surrogate = models["N"].to(device), gallery_on(device, galleries["N"]), surrogate.to(device)
+
+    def change(search):
+        result = attacks.run(attack, model, searched[OWN], gallery, search, OWN, generator=seeded())
+        name = list(result.measured)[0]
+        return (result.measured[name] - result.benign[name]).double().mean().abs()
+
+    white_box, transferred = change(SEARCH), change(Transfer(surrogate, SEARCH))
+    model.cpu(), surrogate.cpu()
+    assert white_box > transferred > 0.05 * white_box
+
+
+def test_queries_from_outside_are_embedded_by_the_surrogate_too(model, gallery, searched, surrogate):
+    images = (searched[:30] + 0.05).clamp(max=1)
+    result = attacks.run(
+        embedding.Margin(), model, images, gallery, Transfer(surrogate, AutoPGD(0.2, 8)), labels=gallery.labels[:30]
+    )
+    assert result.measured["recall_at_1"].mean() < result.benign["recall_at_1"].mean()
+
+
+def test_a_gallery_without_images_and_a_loss_of_one_s_own_are_refused(model, gallery, searched, surrogate):
+    bare = Gallery(gallery.embeddings, labels=gallery.labels)
+    with pytest.raises(
+        ValueError, match="the gallery has no images to embed with the surrogate: build it by Gallery.of"
+    ):
+        attacks.run(embedding.Margin(), model, searched[:4], bare, Transfer(surrogate, SEARCH), torch.arange(4))
+    with pytest.raises(TypeError, match="Transfer needs a loss that can be rebuilt for the surrogate"):
+        Transfer(surrogate, SEARCH)(model, searched[:4], lambda embeddings: embeddings[:, 0])
