@@ -220,8 +220,10 @@ def _hits(
     search = _by_faiss if gallery.device.type == "cpu" else _by_torch
     for rows, values, positions in search(queries, gallery, k, self_excluded, _width(gallery_labels)):
         hits = _shares_class(query_labels[rows, None], gallery_labels[positions])
-        # Of equals the search may return any first, or keep any; that matters where one is a hit and one is not.
-        tied = ((values[:, 1:] == values[:, :-1]) & (hits[:, 1:] != hits[:, :-1])).any(1)
+        # Of equals the search may return any first, and keep any: the order matters where one is a hit and one is not,
+        # and what is kept matters always.
+        equal = values[:, 1:] == values[:, :-1]
+        tied = (equal & (hits[:, 1:] != hits[:, :-1])).any(1) | equal[:, k - 1 :].any(1)
         if tied.any():
             excluded = False if self_excluded is False else _own(rows, self_excluded, tied.device)[tied, 0]
             order = _in_order(queries[rows][tied.to(queries.device)], gallery, hits.shape[1], excluded)

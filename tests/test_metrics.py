@@ -252,6 +252,29 @@ def test_nmi_refuses_what_is_no_clustering(labels):
         metrics.nmi(E * math.nan, L)
 
 
+@pytest.mark.parametrize("search", ["_by_faiss", "_by_torch"])
+@pytest.mark.parametrize("self_excluded", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_ties_are_broken_by_index_whatever_finds_the_neighbors(search, self_excluded, seed, monkeypatch):
+    """Five points on a line, many items on each: nearly every depth ends within a group of equals."""
+    monkeypatch.setattr(metrics, "_by_faiss", getattr(metrics, search))
+    generator = torch.Generator().manual_seed(seed)
+    gallery = torch.randint(5, (40, 1), generator=generator).float()
+    labels = torch.randint(4, (40,), generator=generator)
+    hits = {k: metrics.hits_at_k(gallery, gallery, labels, labels, (k,), self_excluded)[k] for k in range(1, 40)}
+    precisions = []
+    for query in range(40):
+        others = [x for x in range(40) if not (self_excluded and x == query)]
+        ranking = sorted(others, key=lambda x: (abs(gallery[x] - gallery[query]).item(), x))
+        relevant = [(labels[x] == labels[query]).item() for x in ranking]
+        assert [hits[k][query].item() for k in range(1, 40)] == [any(relevant[:k]) for k in range(1, 40)]
+        depth = sum(relevant)
+        found = [sum(relevant[: i + 1]) / (i + 1) for i in range(depth) if relevant[i]]
+        precisions.append(sum(found) / max(depth, 1))
+    expected = 100 * sum(precisions) / 40
+    assert metrics.map_at_r(gallery, gallery, labels, labels, self_excluded=self_excluded) == pytest.approx(expected)
+
+
 MEASURE = """
 import torch
 from robret_lib import metrics
