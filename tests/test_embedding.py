@@ -24,11 +24,12 @@ def slow_distances(u, v, distance):
 
 
 def slow_margin(embeddings, gallery, own, labels, temperature=0.0):
-    """``[B]``, one image after the other: soft (or hard) minimum over the other classes less that over the own."""
+    """``[B]``, one image after the other: soft (or hard) minimum over the other classes less that over the own.
+
+    Of Euclidean distances, whatever the distance of the gallery.
+    """
     margins = []
-    for row, label, position in zip(
-        slow_distances(embeddings, gallery.embeddings, gallery.distance), labels, own, strict=True
-    ):
+    for row, label, position in zip(slow_distances(embeddings, gallery.embeddings, "E"), labels, own, strict=True):
         minima = []
         for same in (False, True):
             chosen = [
@@ -50,8 +51,9 @@ def test_the_loss_of_the_margin_is_its_definition(distance, temperature, models,
     labels = gallery.labels[own]
     embeddings = embed(models[distance], (searched[own] + 0.1).clamp(max=1))
     plan = Margin(temperature).plan(Benign(gallery, gallery.embeddings[own], own, labels), None)
-    expected = slow_margin(embeddings, gallery, own, labels, temperature * gallery.spread)
-    torch.testing.assert_close(plan.loss(embeddings).double(), expected, rtol=1e-4, atol=1e-4 * gallery.spread)
+    spread = gallery.euclidean.spread
+    expected = slow_margin(embeddings, gallery, own, labels, temperature * spread)
+    torch.testing.assert_close(plan.loss(embeddings).double(), expected, rtol=1e-4, atol=1e-4 * spread)
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
@@ -96,9 +98,8 @@ def test_recall_is_the_metric_s(device, attack, distance, models, galleries, sea
     assert expected < result.benign["recall_at_1"].mean() - 10
 
 
-@pytest.mark.parametrize("distance", DISTANCES)
-def test_the_temperature_means_the_same_in_every_unit(distance, models, galleries):
-    """Embeddings in other units, as of a model that is trained with another scale: the same gradient, scaled."""
+def test_the_temperature_means_the_same_in_every_unit(galleries):
+    """Embeddings in other units, as of a model that is trained with another scale: the same gradient."""
     gallery, own = galleries["E"], torch.arange(20)
     gradients = []
     for scale in (1.0, 1000.0):
@@ -107,6 +108,20 @@ def test_the_temperature_means_the_same_in_every_unit(distance, models, gallerie
         embeddings = (scaled.embeddings[own] * 1.01).requires_grad_(True)
         gradients.append(torch.autograd.grad(plan.loss(embeddings).sum(), embeddings)[0])
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-2, atol=1e-3)
+
+
+def test_the_cosine_distance_changes_nothing(galleries):
+    """Unit vectors rank alike under both, and so the loss is the same."""
+    gallery, own = galleries["N"], torch.arange(20)
+    cosine = Gallery(gallery.embeddings, "C", gallery.labels)
+    for temperature in (0, 0.05):
+        losses = [
+            Margin(temperature)
+            .plan(Benign(each, each.embeddings[own], own, each.labels[own]), None)
+            .loss(each.embeddings[own + 100])
+            for each in (gallery, cosine)
+        ]
+        assert torch.equal(*losses)
 
 
 def test_several_labels_are_shared_or_not(model, searched):

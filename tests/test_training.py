@@ -17,9 +17,10 @@ from torch import nn
 
 from robret_lib import mining, training
 from robret_lib.data import Split
+from robret_lib.files import save_atomically
 from robret_lib.mining import spc2_epoch
 from robret_lib.objectives import TripletObjective
-from robret_lib.training import Schedule, save_atomically, seeded, train
+from robret_lib.training import Schedule, seeded, train
 
 ROOT = Path(__file__).parents[1]
 SCHEDULE = Schedule(steps=20, pairs=8, lr=1e-2, weight_decay=1e-3, seed=5)
@@ -410,7 +411,8 @@ sys.path[:0] = [{tests!r}, {root!r}]
 import torch
 from test_training import SCHEDULE, ScaledTriplets, some_split
 from torch import nn
-from robret_lib.training import process_group, save_atomically, train
+from robret_lib.files import save_atomically
+from robret_lib.training import process_group, train
 
 torch.set_num_threads(1)
 torch.manual_seed(int(os.environ["RANK"]))  # DDP spreads rank 0's weights

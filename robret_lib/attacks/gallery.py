@@ -1,6 +1,6 @@
 """What the attacked images are searched in: benign embeddings, computed once, and the distances to them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -53,6 +53,11 @@ class Gallery:
     def squares(self) -> Tensor:
         """Squared length of every item, ``[N]``."""
         return self.embeddings.square().sum(1)
+
+    @cached_property
+    def euclidean(self) -> "Gallery":
+        """The same items under the Euclidean distance, which ranks unit vectors as the cosine distance does."""
+        return self if self.distance != "C" else replace(self, distance="N")
 
     @cached_property
     def spread(self) -> float:

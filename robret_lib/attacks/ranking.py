@@ -118,7 +118,7 @@ class QueryAttack:
 
 
 @dataclass(frozen=True)
-class SemanticsPreservingQueryAttack:
+class SemanticsPreservingQueryAttack(QueryAttack):
     """SPQA: a query attack that keeps five top items on top, so that the result list still looks right.
 
     Minimizes ``L_QA(q~, C) + xi L_QA+(q~, C_SP)`` with ``xi = min(exp(K L_QA+(q~, C_SP)), 1e9)``, not
@@ -128,23 +128,12 @@ class SemanticsPreservingQueryAttack:
 
     Args:
         direction, n_targets: As of `QueryAttack`.
-        stiffness: K: 2e4 on MNIST, 4e4 on Fashion-MNIST and CUB, 7e4 on CARS and SOP.
         mode: As of `QueryAttack`; "reference" also makes xi one number for the batch, from the batch mean, so that
             there the result depends on the batch size.
+        stiffness: K: 2e4 on MNIST, 4e4 on Fashion-MNIST and CUB, 7e4 on CARS and SOP.
     """
 
-    direction: Direction
-    n_targets: int = 1
     stiffness: float = 4e4
-    mode: Mode = "fixed"
-
-    rows = 1
-
-    def __post_init__(self) -> None:
-        _check(self.direction, self.n_targets, self.mode)
-
-    def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor:
-        return _draw_targets(benign, self.direction, self.n_targets, self.direction == "raise", self.mode, generator)
 
     def plan(self, benign: Benign, targets: Tensor) -> Plan:
         gallery, m = benign.gallery, self.n_targets
