@@ -1,11 +1,13 @@
 """Attacks on image retrieval, in three parts that do not know each other.
 
-What is wanted: `ranking`, `embedding`. How it is searched for: `search`. The run that brings them together: `run`.
+What is wanted: `attack` for the form, `ranking` and `embedding`. How it is searched for: `search`. The run that brings
+them together: `run`.
 """
 
 from robret_lib.attacks import embedding, ranking
+from robret_lib.attacks.attack import Attack, Benign, Plan
 from robret_lib.attacks.gallery import Gallery
-from robret_lib.attacks.run import Attack, Benign, Plan, Result, run
+from robret_lib.attacks.run import Result, run
 from robret_lib.attacks.search import PGD, AutoPGD, Averaged, Search, Transfer, pgd
 
 __all__ = [

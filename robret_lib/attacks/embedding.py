@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robret_lib.attacks.attack import Benign, Plan
 from robret_lib.attacks.gallery import Gallery
 from robret_lib.attacks.ranking_losses import SoftMargin
-from robret_lib.attacks.run import Benign, Plan
 from robret_lib.metrics import hits_at_k, relevance, row_distance
 
 HAIR = 1e-3

@@ -10,9 +10,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from robret_lib.attacks.attack import Benign, Plan
 from robret_lib.attacks.gallery import Gallery
 from robret_lib.attacks.ranking_losses import QueryHinges, SortedDistances
-from robret_lib.attacks.run import Benign, Plan
 from robret_lib.metrics import row_distance
 from robret_lib.mining import Mode
 

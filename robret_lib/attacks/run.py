@@ -1,18 +1,18 @@
 """The run: what every attack shares. One loop over batches brings together what is wanted and how it is searched for.
 
-An attack (`Attack`) knows neither the search nor the batches; a search (`search.Search`) sees only a model, images
-and a loss. They meet here.
+An attack (`attack.Attack`) knows neither the search nor the batches; a search (`search.Search`) sees only a model,
+images and a loss. They meet here.
 """
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from robret_lib.attacks.attack import Attack, Benign
 from robret_lib.attacks.gallery import Gallery
 from robret_lib.attacks.search.ball import check_images
 from robret_lib.attacks.search.passes import Loss, Search
@@ -24,63 +24,6 @@ PLAN_BYTES = 512 * 2**20
 
 BYTES_PER_DISTANCE = 24
 """Of a row of distances, when it is prepared: values, their order and their running sums."""
-
-
-@dataclass(frozen=True)
-class Benign:
-    """How B images stand in the gallery before anything is attacked.
-
-    Args:
-        gallery: See `Gallery`.
-        embeddings: Of the images, ``[B, D]``.
-        own: Their gallery positions ``[B]`` where they are items, which are then never counted; else None.
-        labels: int ``[B]`` or multi-hot ``[B, C]``, or None where no classes are known.
-    """
-
-    gallery: Gallery
-    embeddings: Tensor
-    own: Tensor | None = None
-    labels: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.embeddings)
-
-    def __getitem__(self, rows: slice) -> "Benign":
-        own, labels = (None if given is None else given[rows] for given in (self.own, self.labels))
-        return Benign(self.gallery, self.embeddings[rows], own, labels)
-
-    def nearest(self, size: int) -> Tensor:
-        """Gallery positions ``[B, size]`` of the nearest items, in order, themselves excluded."""
-        return self.gallery.nearest_to(self.embeddings, size, self.own)
-
-
-class Plan(NamedTuple):
-    """An attack on one batch.
-
-    Args:
-        loss: What the search minimizes: ``[B]`` of embeddings ``[B, D]``.
-        measures: What is reported, by name: ``[B]`` each, of embeddings ``[B, D]``.
-    """
-
-    loss: Loss
-    measures: Callable[[Tensor], dict[str, Tensor]]
-
-
-class Attack(Protocol):
-    """What is wanted. Implementations are small frozen dataclasses; their fields are all there is to set."""
-
-    @property
-    def rows(self) -> int:
-        """How many rows of distances to the gallery a plan keeps for each image."""
-        ...
-
-    def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor | None:
-        """Gallery positions ``[B, m]``, drawn for all images at once, so that batches do not matter; None if none."""
-        ...
-
-    def plan(self, benign: Benign, targets: Tensor | None) -> Plan:
-        """The attack on a batch; the same targets may be asked for in the space of another network."""
-        ...
 
 
 @dataclass(frozen=True)
