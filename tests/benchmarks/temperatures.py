@@ -24,8 +24,8 @@ def table() -> str:
         "",
         f"R@1 that is left (%), Fashion-MNIST at quick scale, gallery 2,000, the first {N} images attacked by",
         "`AutoPGD`, whose schedule is the default one. The temperature is in units of the standard deviation of the",
-        "Euclidean distances between gallery items (`Gallery.spread`); 0 takes hard minima. *Worst of two* counts a query as",
-        "right where neither the hard minima nor those at the temperature of the row make its first answer wrong.",
+        "Euclidean distances between gallery items (`Gallery.spread`); 0 takes hard minima. *Worst of two* counts a",
+        "query as right where neither the hard minima nor those at the temperature of the row make it wrong.",
         "",
         f"{machine()}. Made by `python -m tests.benchmarks.temperatures --write`.",
     ]
