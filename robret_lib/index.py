@@ -22,7 +22,7 @@ OPTIONS = {"ivf": {"lists", "probes"}, "hnsw": {"links", "candidates"}, "pq": {"
 """The options that `build` takes for each kind."""
 
 PQ_CENTROIDS = 256
-"""Centroids per part of a product quantizer: one byte each."""
+"""Centroids per part of a product quantizer, one byte each."""
 
 
 @dataclass(frozen=True)

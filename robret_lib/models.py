@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from robret_lib.data import as_float
 
 Distance = Literal["N", "E", "C"]
-"""The tables' letters: N = Euclidean on unit vectors, E = Euclidean on raw vectors, C = cosine distance."""
+"""The tables' letters. N is Euclidean on unit vectors, E Euclidean on raw vectors, C the cosine distance."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -12,7 +12,7 @@ MARGIN: dict[Distance, float] = {"N": 0.2, "C": 0.2, "E": 1.0}
 """The published margins of the triplet loss (RobRank)."""
 
 OFFSET = 1e-6
-"""Inside the norm of PyTorch's `pairwise_distance`: it gives the distance between equals a slope."""
+"""What PyTorch's `pairwise_distance` adds inside the norm; it gives the distance between equals a slope."""
 
 
 def triplet_loss(

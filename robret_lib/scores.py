@@ -19,7 +19,7 @@ from robret_lib.metrics import hits_at_k
 from robret_lib.models import EmbeddingModel, embed
 
 Effort = Literal["quick", "standard", "thorough"]
-"""Steps of each descent and number of random starts: 8 and none, 32 and one, 100 and four."""
+"""How much an attacker may compute; 8 steps a descent and no random start, 32 and one, 100 and four."""
 
 BLOCK = 1000
 """Queries between two checkpoints."""

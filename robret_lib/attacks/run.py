@@ -23,7 +23,7 @@ PLAN_BYTES = 512 * 2**20
 """What an attack may keep for one batch. Wide attacks on large galleries run in smaller batches than asked for."""
 
 BYTES_PER_DISTANCE = 24
-"""Of a row of distances, when it is prepared: values, their order and their running sums."""
+"""What a distance takes while a plan is prepared, with its place in the order and the running sum."""
 
 
 @dataclass(frozen=True)

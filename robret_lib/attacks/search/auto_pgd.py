@@ -13,14 +13,14 @@ from robret_lib.attacks.search.schedules import APGD, Best, Falling, Schedule
 from robret_lib.models import frozen
 
 ScheduleName = Literal["falling", "momentum", "apgd"]
-"""The schedules of `schedules`: `Falling` without and with momentum, and `APGD` as published."""
+"""Names of schedules; `Falling` without and with momentum, and `APGD` as published."""
 
 SCHEDULES: dict[ScheduleName, Callable[[Ball, int], Schedule]] = {
     "falling": lambda ball, steps: Falling(ball, steps, momentum=0.0, first=2.0),
     "momentum": lambda ball, steps: Falling(ball, steps, momentum=0.5, first=2.0),
     "apgd": APGD,
 }
-"""First step and momentum of the two by measurement, as the default: the table is in tests/benchmarks/schedules.md."""
+"""First step and momentum of the two, and the default, are chosen by measurement (tests/benchmarks/schedules.md)."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 Norm = Literal["linf", "l2"]
-"""The length of a perturbation: "linf" is its largest pixel, "l2" its Euclidean length over all pixels."""
+"""How a perturbation is measured, "linf" by its largest pixel, "l2" by its Euclidean length over all pixels."""
 
 
 class Ball:

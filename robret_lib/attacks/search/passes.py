@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 Loss = Callable[[Tensor], Tensor]
-"""``loss_fn(embeddings [B, D]) -> [B]``: one loss per image, which depends on that image alone."""
+"""One loss per image, ``[B]`` of embeddings ``[B, D]``, each depending on its image alone."""
 
 
 class Search(Protocol):
