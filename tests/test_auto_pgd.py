@@ -313,6 +313,7 @@ def test_at_the_same_passes_the_mean_loss_is_not_above_that_of_a_constant_step(
         ({"eps": float("inf")}, "eps=inf: expected a finite"),
         ({"steps": 0}, "steps=0: expected a whole number of at least 1"),
         ({"steps": 2.5}, "steps=2.5: expected a whole number"),
+        ({"eps": "8/255"}, "eps='8/255': expected a finite radius of at least 0, a number"),
         ({"restarts": 0}, "restarts=0: expected a whole number"),
         ({"norm": "l1"}, 'norm=\'l1\': expected "linf" or "l2"'),
         ({"schedule": "rising"}, r"schedule='rising': expected one of \('falling', 'momentum', 'apgd'\)"),
@@ -332,7 +333,7 @@ def test_a_gradient_that_is_not_a_number_is_an_error(schedule):
     def distance(embeddings):
         return -(embeddings - benign).square().sum(1).sqrt()
 
-    with pytest.raises(FloatingPointError, match="the gradient became NaN"):
+    with pytest.raises(FloatingPointError, match="the loss or its gradient became NaN"):
         AutoPGD(0.1, 2, schedule=schedule)(network, images, distance)
 
 

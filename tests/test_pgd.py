@@ -1,5 +1,8 @@
 """The published search: budgets kept, models left alone, one forward and one backward a step, closed forms reached."""
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -433,22 +436,31 @@ def test_a_loss_is_minimized_not_maximized():
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    "arguments, message",
     [
-        {"eps": -0.1},
-        {"eps": float("nan")},
-        {"eps": float("inf")},
-        {"step": 0},
-        {"step": -1},
-        {"step": float("nan")},
-        {"step": float("inf")},
-        {"steps": 0},
-        {"steps": 2.5},
+        ({"eps": -0.1}, "eps=-0.1: expected a finite radius of at least 0"),
+        ({"eps": float("nan")}, "eps=nan: expected a finite radius"),
+        ({"eps": float("inf")}, "eps=inf: expected a finite radius"),
+        ({"eps": "8/255"}, "eps='8/255': expected a finite radius of at least 0, a number"),
+        ({"step": 0}, "step=0: expected a finite length above 0"),
+        ({"step": -1}, "step=-1: expected a finite length"),
+        ({"step": float("nan")}, "step=nan: expected a finite length"),
+        ({"step": float("inf")}, "step=inf: expected a finite length"),
+        ({"step": "3/255"}, "step='3/255': expected a finite length above 0, a number"),
+        ({"steps": 0}, "steps=0: expected a whole number of at least 1"),
+        ({"steps": 2.5}, "steps=2.5: expected a whole number"),
+        ({"steps": True}, "steps=True: expected a whole number"),
     ],
 )
-def test_impossible_budgets_are_refused(arguments):
-    with pytest.raises(ValueError, match=r"PGD\(eps=.*expected eps >= 0 and step > 0, both finite, and a whole"):
+def test_impossible_budgets_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
         PGD(**({"eps": 0.1, "step": 0.1, "steps": 3} | arguments))
+
+
+def test_numbers_of_any_kind_are_numbers():
+    expected = pgd(small_network(), some_images(), first_coordinate, PGD(8 / 255, 2 / 255, 2))
+    budget = PGD(Fraction(8, 255), np.float64(2 / 255), np.int64(2))
+    assert torch.equal(pgd(small_network(), some_images(), first_coordinate, budget), expected)
 
 
 def test_an_unknown_norm_is_refused():
@@ -487,7 +499,7 @@ def test_a_gradient_that_is_not_a_number_is_an_error(norm):
     def distance(embeddings):
         return -(embeddings - benign).square().sum(1).sqrt()
 
-    with pytest.raises(FloatingPointError, match="the gradient became NaN"):
+    with pytest.raises(FloatingPointError, match="the loss or its gradient became NaN"):
         pgd(network, images, distance, PGD(0.1, 0.1, 2, norm))
 
 

@@ -527,7 +527,7 @@ def test_impossible_calls_are_refused(attack, models, model, gallery, searched):
     for arguments, message in refused:
         with pytest.raises(ValueError, match=message):
             run_attack(attack, *arguments)
-    with pytest.raises(ValueError, match="n_targets=0: expected at least 1"):
+    with pytest.raises(ValueError, match="n_targets=0: expected a whole number of at least 1"):
         run_attack(attack, model, images, own, gallery, "raise", BUDGET, n_targets=0)
 
 
@@ -547,5 +547,5 @@ def test_galleries_that_are_too_small_are_refused(model, searched):
         Gallery(torch.zeros(1, 16))
     own = torch.arange(5)
     gallery = Gallery.of(model, searched[:5])
-    with pytest.raises(ValueError, match="5 neighbors wanted of an item of a gallery of 5: use a larger gallery"):
+    with pytest.raises(ValueError, match="5 neighbors wanted of one image in a gallery of 5: use a larger gallery"):
         run_attack("SPQA", model, searched[:5], own, gallery, "raise", BUDGET)

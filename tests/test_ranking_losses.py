@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from robret_lib.attacks import Gallery
-from robret_lib.attacks.ranking_losses import QueryHinges, SoftMargin, SortedDistances
+from robret_lib.attacks.ranking_losses import ItemSets, QueryHinges, SoftMargin, SortedDistances
 from robret_lib.metrics import pairwise_distance, row_distance
 
 CUDA = pytest.param(
@@ -254,7 +254,8 @@ def test_the_soft_margin_and_its_gradient(device, distance, temperature):
     (expected_gradient,) = torch.autograd.grad((expected * upstream).sum(), queries)
     moved = queries.detach().to(device).requires_grad_(True)
     searched = Gallery(gallery.to(device), distance)
-    actual = SoftMargin.apply(moved, searched, others.to(device), own.to(device), temperature)
+    sets = ItemSets(others.to(device)), ItemSets(own.to(device))
+    actual = SoftMargin.apply(moved, searched, *sets, temperature)
     (gradient,) = torch.autograd.grad((actual * upstream.to(device)).sum(), moved)
     torch.testing.assert_close(actual.detach().cpu(), expected.detach(), rtol=0, atol=1e-9)
     torch.testing.assert_close(gradient.cpu(), expected_gradient, rtol=0, atol=1e-9)
@@ -262,7 +263,9 @@ def test_the_soft_margin_and_its_gradient(device, distance, temperature):
 
 def test_the_soft_margin_passes_gradcheck():
     queries, searched = vectors(BATCH, "E", 34).requires_grad_(True), Gallery(vectors(SIZE, "E", 35), "E")
-    assert torch.autograd.gradcheck(lambda q: SoftMargin.apply(q, searched, *two_sets(), 0.1), (queries,))
+    assert torch.autograd.gradcheck(
+        lambda q: SoftMargin.apply(q, searched, *map(ItemSets, two_sets()), 0.1), (queries,)
+    )
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
@@ -272,13 +275,14 @@ def test_a_cold_soft_margin_is_the_hard_one(distance):
     others, own = two_sets()
     distances = slow_distance(queries[:, None], gallery, distance)
     nearest = [torch.where(chosen, distances, torch.inf).amin(1) for chosen in (others, own)]
-    actual = SoftMargin.apply(queries, Gallery(gallery, distance), others, own, 1e-4)
+    actual = SoftMargin.apply(queries, Gallery(gallery, distance), ItemSets(others), ItemSets(own), 1e-4)
     torch.testing.assert_close(actual[1:], (nearest[0] - nearest[1])[1:], rtol=0, atol=1e-3)
     torch.testing.assert_close(actual[0], nearest[0][0], rtol=0, atol=1e-3)
 
 
 def test_an_empty_set_has_no_slope():
-    queries, nothing = vectors(BATCH, "N", 38).requires_grad_(True), torch.zeros(BATCH, SIZE, dtype=torch.bool)
+    queries = vectors(BATCH, "N", 38).requires_grad_(True)
+    nothing = ItemSets(torch.zeros(BATCH, SIZE, dtype=torch.bool))
     margin = SoftMargin.apply(queries, Gallery(vectors(SIZE, "N", 39)), nothing, nothing, 0.1)
     assert torch.equal(margin, torch.zeros_like(margin))
     assert torch.equal(torch.autograd.grad(margin.sum(), queries)[0], torch.zeros_like(queries))

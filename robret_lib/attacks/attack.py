@@ -10,7 +10,7 @@ from torch import Tensor
 from robret_lib.attacks.gallery import Gallery
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Benign:
     """How B images stand in the gallery before anything is attacked.
 
@@ -19,22 +19,29 @@ class Benign:
         embeddings: Of the images, ``[B, D]``.
         own: Their gallery positions ``[B]`` where they are items, which are then never counted; else None.
         labels: int ``[B]`` or multi-hot ``[B, C]``, or None where no classes are known.
+        attacked: Where this is the space of a surrogate, the same images in that of the attacked network.
     """
 
     gallery: Gallery
     embeddings: Tensor
     own: Tensor | None = None
     labels: Tensor | None = None
+    attacked: "Benign | None" = None
 
     def __len__(self) -> int:
         return len(self.embeddings)
 
     def __getitem__(self, rows: slice) -> "Benign":
         own, labels = (None if given is None else given[rows] for given in (self.own, self.labels))
-        return Benign(self.gallery, self.embeddings[rows], own, labels)
+        return Benign(self.gallery, self.embeddings[rows], own, labels, self.attacked and self.attacked[rows])
 
     def nearest(self, size: int) -> Tensor:
-        """Gallery positions ``[B, size]`` of the nearest items, in order, themselves excluded."""
+        """Gallery positions ``[B, size]`` of the nearest items, in order, themselves excluded.
+
+        As the attacked network sees them, also in the space of a surrogate: what is wanted is the same.
+        """
+        if self.attacked is not None:
+            return self.attacked.nearest(size)
         return self.gallery.nearest_to(self.embeddings, size, self.own)
 
 

@@ -8,14 +8,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from robret_lib.attacks.attack import Benign, Plan
 from robret_lib.attacks.gallery import Gallery
-from robret_lib.attacks.ranking_losses import SoftMargin
+from robret_lib.attacks.ranking_losses import ItemSets, SoftMargin
 from robret_lib.metrics import hits_at_k, relevance, row_distance
 
 HAIR = 1e-3
-"""How far, towards the nearest item, the point lies from which `EmbeddingShift` flees."""
+"""How far from the benign embedding the point lies from which `EmbeddingShift` flees, in lengths of an embedding."""
+
+TWIN = 1e-2
+"""An item nearer than this share of `Gallery.spread` is the image itself, or a copy of it."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,7 @@ class EmbeddingShift:
 
     def plan(self, benign: Benign, targets: None) -> Plan:
         gallery = benign.gallery
-        nearest = gallery.embeddings[benign.nearest(1)[:, 0]]
-        flown = torch.lerp(benign.embeddings, nearest, HAIR)
+        flown = _a_hair_aside(benign)
 
         def loss(embeddings: Tensor) -> Tensor:
             return -row_distance(embeddings, flown, gallery.distance)
@@ -67,9 +70,9 @@ class Margin:
     be wrong; what is missing counts as a constant.
 
     Args:
-        temperature: Of the soft minima, in units of `Gallery.spread`, so that it means the same for every model and
-            distance; 0 takes hard minima. Small radii want hard ones, large radii soft ones; the default does well
-            at all of them (measured: tests/benchmarks/temperatures.md).
+        temperature: Of the soft minima, in units of the `Gallery.spread` of Euclidean distances, so that it means the
+            same for every model and distance; 0 takes hard minima. Small radii want hard ones, large radii soft ones;
+            the default does well at all of them (measured: tests/benchmarks/temperatures.md).
     """
 
     temperature: float = 0.02
@@ -87,12 +90,8 @@ class Margin:
 
     def plan(self, benign: Benign, targets: None) -> Plan:
         gallery = benign.gallery.euclidean
-        device = gallery.embeddings.device
-        own = relevance(benign.labels, gallery.labels.to(device))
-        others = ~own
-        if benign.own is not None:
-            own.scatter_(1, benign.own[:, None], False)
-            others.scatter_(1, benign.own[:, None], False)
+        others, own = _others_and_own(benign)
+        temperature = self.temperature * gallery.spread  # 0, too, where all embeddings are alike
 
         def hard(embeddings: Tensor) -> Tensor:
             with torch.no_grad():
@@ -100,16 +99,40 @@ class Margin:
             return _nearest(distances, others, embeddings, gallery) - _nearest(distances, own, embeddings, gallery)
 
         def soft(embeddings: Tensor) -> Tensor:
-            return SoftMargin.apply(embeddings, gallery, others, own, self.temperature * gallery.spread)
+            return SoftMargin.apply(embeddings, gallery, others, own, temperature)
 
-        return Plan(soft if self.temperature else hard, lambda embeddings: _first_answers(embeddings, benign))
+        return Plan(soft if temperature else hard, lambda embeddings: _first_answers(embeddings, benign))
 
 
-def _nearest(distances: Tensor, chosen: Tensor, embeddings: Tensor, gallery: Gallery) -> Tensor:
-    """Distance ``[B]`` to the nearest of the chosen items, with its gradient; a constant 0 where none is chosen."""
-    nearest, position = distances.masked_fill(~chosen, torch.inf).min(1)
+def _a_hair_aside(benign: Benign) -> Tensor:
+    """Points ``[B, D]`` beside the benign embeddings, towards the nearest item that is no twin of the image."""
+    gallery = benign.gallery
+    distances = gallery.distances_from(benign.embeddings)
+    others = distances > TWIN * gallery.spread
+    nearest = gallery.embeddings[distances.masked_fill(~others, torch.inf).argmin(1)]
+    towards = nearest - benign.embeddings
+    if not others.any(1).all():  # where all embeddings are alike, any direction will do
+        towards = torch.where(others.any(1, keepdim=True), towards, torch.ones_like(towards))
+    length = gallery.squares.mean().sqrt().clamp(min=1e-6)
+    return benign.embeddings + HAIR * length * normalize(towards, dim=1)
+
+
+def _others_and_own(benign: Benign) -> tuple[ItemSets, ItemSets]:
+    """The items that share no class with each image, and those that do, the image itself in neither."""
+    gallery = benign.gallery
+    own = relevance(benign.labels, gallery.labels.to(gallery.embeddings.device))
+    others = ~own
+    if benign.own is not None:
+        own.scatter_(1, benign.own[:, None], False)
+        others.scatter_(1, benign.own[:, None], False)
+    return ItemSets(others), ItemSets(own)
+
+
+def _nearest(distances: Tensor, items: ItemSets, embeddings: Tensor, gallery: Gallery) -> Tensor:
+    """Distance ``[B]`` to the nearest of a set, with its gradient; a constant 0 where the set is empty."""
+    position = distances.masked_fill(items.left_out, torch.inf).argmin(1)
     found = row_distance(embeddings, gallery.embeddings[position], gallery.distance)
-    return torch.where(nearest.isfinite(), found, 0.0)
+    return found if items.empty is None else torch.where(items.empty, 0.0, found)
 
 
 def _has_classes(benign: Benign) -> bool:

@@ -12,8 +12,11 @@ from robret_lib.models import Distance, EmbeddingModel, embed
 SPREAD_SAMPLE = 256
 """From how many items `Gallery.spread` looks at all others."""
 
+SPREAD_BYTES = 64 * 2**20
+"""Size of one block of the distances it looks at."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Gallery:
     """The benign gallery every attack is measured against.
 
@@ -65,10 +68,14 @@ class Gallery:
 
         The unit in which a temperature means the same for every distance and every model.
         """
-        sample = torch.linspace(0, len(self) - 1, min(SPREAD_SAMPLE, len(self))).long().to(self.embeddings.device)
-        distances = self.distances(sample)
-        others = torch.arange(len(self), device=sample.device) != sample[:, None]
-        return distances[others].double().std(correction=0).item()
+        device, count = self.embeddings.device, min(SPREAD_SAMPLE, len(self))
+        sample = torch.linspace(0, len(self) - 1, count).long().to(device)
+        sums = torch.zeros(2, dtype=torch.float64, device=device)
+        for part in sample.split(max(1, SPREAD_BYTES // (8 * len(self)))):
+            distances = self.distances(part).double().scatter_(1, part[:, None], 0)  # to itself: counts for nothing
+            sums += torch.stack([distances.sum(), distances.square().sum()])
+        mean, mean_square = sums / (count * (len(self) - 1))
+        return (mean_square - mean.square()).clamp(min=0).sqrt().item()
 
     def distances(self, positions: Tensor) -> Tensor:
         """Distances ``[*, N]`` from the items at ``positions [*]`` to all items."""
@@ -109,7 +116,7 @@ class Gallery:
         """
         choices = len(self) - (own is not None)
         if size > choices:
-            raise ValueError(f"{size} neighbors wanted of an item of a gallery of {len(self)}: use a larger gallery")
+            raise ValueError(f"{size} neighbors wanted of one image in a gallery of {len(self)}: use a larger gallery")
         nearest = []
         for start in range(0, len(queries), chunk):
             distances = self.distances_from(queries[start : start + chunk])

@@ -213,5 +213,5 @@ def _check(direction: Direction, n_targets: int, mode: Mode) -> None:
         raise ValueError(f"direction={direction!r}: expected 'raise' or 'lower'")
     if mode not in get_args(Mode):
         raise ValueError(f"mode={mode!r}: expected 'fixed' or 'reference'")
-    if n_targets < 1:
-        raise ValueError(f"n_targets={n_targets}: expected at least 1")
+    if not isinstance(n_targets, int) or n_targets < 1:
+        raise ValueError(f"n_targets={n_targets}: expected a whole number of at least 1")

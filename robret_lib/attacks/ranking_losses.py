@@ -77,6 +77,19 @@ class QueryHinges(torch.autograd.Function):
         return ctx.gallery.pulled_back(slopes, queries, distances), None, None, None
 
 
+class ItemSets:
+    """A set of gallery items for each query, in the form in which its minimum is found fastest.
+
+    Args:
+        chosen: Which items, bool ``[B, N]``.
+    """
+
+    def __init__(self, chosen: Tensor) -> None:
+        self.left_out = ~chosen
+        empty = self.left_out.all(1)
+        self.empty = empty if empty.any() else None  # which sets hold nothing, ``[B]``; None if there is no such set
+
+
 class SoftMargin(torch.autograd.Function):
     """Soft minimum of the distances to one set of items minus that to another, ``[B]``.
 
@@ -85,24 +98,34 @@ class SoftMargin(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, gallery: Gallery, others: Tensor, own: Tensor, temperature: float) -> Tensor:
-        """Queries ``[B, D]``; the two sets are bool ``[B, N]``."""
+    def forward(
+        ctx: Any, queries: Tensor, gallery: Gallery, others: ItemSets, own: ItemSets, temperature: float
+    ) -> Tensor:
+        """Queries ``[B, D]``."""
         distances = gallery.distances_from(queries)
-        closeness = distances / -temperature
-        margin, slopes = 0.0, 0.0
-        for chosen, sign in ((others, 1.0), (own, -1.0)):
-            masked = closeness.masked_fill(~chosen, -torch.inf)
-            some = chosen.any(1)
-            log_sum = masked.logsumexp(1).where(some, 0.0)
-            margin = margin - sign * temperature * log_sum
-            weights = masked.sub_(log_sum[:, None]).exp_()  # the softmax; all zero for an empty set
-            slopes = weights if sign > 0 else slopes.sub_(weights)
-        ctx.save_for_backward(queries, distances, slopes)
+        closeness = distances * (-1 / temperature)
+        log_sum_others, slopes = _log_sum_and_softmax(closeness, others)
+        log_sum_own, weights = _log_sum_and_softmax(closeness, own)
+        ctx.save_for_backward(queries, distances, slopes.sub_(weights))
         ctx.gallery = gallery
-        return margin
+        return temperature * (log_sum_own - log_sum_others)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         queries, distances, slopes = ctx.saved_tensors
         return ctx.gallery.pulled_back(slopes * upstream[:, None], queries, distances), None, None, None, None
+
+
+def _log_sum_and_softmax(closeness: Tensor, items: ItemSets) -> tuple[Tensor, Tensor]:
+    """``log sum_x exp(closeness)`` over each set ``[B]``, and the softmax ``[B, N]``, zero outside of the set.
+
+    The sum follows from the largest entry and its weight, which spares a second pass over the exponentials.
+    """
+    masked = closeness.masked_fill(items.left_out, -torch.inf)
+    largest, position = masked.max(1)
+    weights = masked.softmax(1)
+    log_sum = largest - weights.gather(1, position[:, None])[:, 0].log()
+    if items.empty is not None:
+        log_sum, weights = log_sum.masked_fill(items.empty, 0), weights.masked_fill(items.empty[:, None], 0)
+    return log_sum, weights

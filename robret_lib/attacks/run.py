@@ -152,9 +152,9 @@ class _Spaces:
         self.passes = _Passes()
         self._benign: dict[nn.Module, Benign] = {}
 
-    def add(self, network: EmbeddingModel, gallery: Gallery) -> Benign:
+    def add(self, network: EmbeddingModel, gallery: Gallery, attacked: Benign | None = None) -> Benign:
         embeddings = embed(network, self.images) if self.own is None else gallery.embeddings[self.own]
-        benign = Benign(gallery, embeddings.to(gallery.embeddings), self.own, self.labels)
+        benign = Benign(gallery, embeddings.to(gallery.embeddings), self.own, self.labels, attacked)
         self._benign[network] = benign
         return benign
 
@@ -168,7 +168,9 @@ class _Spaces:
         if network not in self._benign:
             if self.gallery.images is None:
                 raise ValueError("the gallery has no images to embed with the surrogate: build it by Gallery.of")
-            self.add(network, Gallery.of(network, self.gallery.images, self.gallery.labels))
+            _check_device(network, self.gallery, "surrogate")
+            attacked = next(iter(self._benign.values()))
+            self.add(network, Gallery.of(network, self.gallery.images, self.gallery.labels), attacked)
         plan = attack.plan(self._benign[network][rows], targets)
         return self.counted(network), _Wanted(plan.loss, functools.partial(self.loss, attack, rows, targets))
 
@@ -196,19 +198,53 @@ def _check(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least 1")
     check_images(as_float(images[:8]))
-    if labels is not None and len(labels) != len(images):
+    _check_device(model, gallery, "model")
+    if labels is not None:
+        _check_labels(labels, images, gallery)
+    if own is not None:
+        _check_positions(own, images, gallery)
+    expected = None if own is None else gallery.embeddings[own[:8].to(gallery.embeddings.device)]
+    _check_embeddings(model, images[:8], gallery, expected)
+
+
+def _check_device(network: nn.Module, gallery: Gallery, what: str) -> None:
+    device = next(network.parameters(), gallery.embeddings).device
+    if device != gallery.embeddings.device:
+        raise ValueError(f"the {what} is on {device}, the gallery on {gallery.embeddings.device}: move one of them")
+
+
+def _check_labels(labels: Tensor, images: Tensor, gallery: Gallery) -> None:
+    if len(labels) != len(images):
         raise ValueError(f"{len(images)} images and {len(labels)} labels: expected one label per image")
-    if own is None:
-        return
+    if gallery.labels is not None and labels.shape[1:] != gallery.labels.shape[1:]:
+        shapes = f"{tuple(labels.shape)} and {tuple(gallery.labels.shape)}"
+        raise ValueError(f"labels of images and gallery of shapes {shapes}: expected both [N], or both [N, C]")
+
+
+def _check_positions(own: Tensor, images: Tensor, gallery: Gallery) -> None:
+    if not isinstance(own, Tensor) or own.ndim != 1 or own.dtype not in (torch.int64, torch.int32):
+        given = f"{own.dtype} of shape {tuple(own.shape)}" if isinstance(own, Tensor) else type(own).__name__
+        raise ValueError(f"own is {given}: expected gallery positions, int64 [B]")
     if len(images) != len(own):
         raise ValueError(f"{len(images)} images and {len(own)} gallery positions: expected one position per image")
     if own.min() < 0 or own.max() >= len(gallery):
         raise ValueError(f"own holds {int(own.min())} to {int(own.max())}: the gallery has {len(gallery)} items")
-    _check_own(model, images[:8], gallery.embeddings[own[:8].to(gallery.embeddings.device)])
 
 
-def _check_own(model: EmbeddingModel, images: Tensor, expected: Tensor) -> None:
-    """A few images, embedded again: are they the gallery's items at their positions?"""
-    found = embed(model, images).to(expected)
-    if (found - expected).norm(dim=1).max() > 0.05 * expected.norm(dim=1).max():  # autocast stays below a hundredth
-        raise ValueError("the model does not embed these images as the gallery's items at own: other images or model?")
+def _check_embeddings(model: EmbeddingModel, images: Tensor, gallery: Gallery, expected: Tensor | None) -> None:
+    """A few images, embedded: has the gallery as many dimensions, and are they its items at their positions?"""
+    found = embed(model, images).to(gallery.embeddings)
+    dimensions = gallery.embeddings.shape[1]
+    if found.shape[1] != dimensions:
+        raise ValueError(
+            f"the model gives {found.shape[1]} dimensions, the gallery has {dimensions}: of another model?"
+        )
+    if expected is None or _alike(found, expected):  # autocast stays below a hundredth
+        return
+    if not _alike(found, embed(model, images).to(found)):  # a model that draws random numbers
+        return
+    raise ValueError("the model does not embed these images as the gallery's items at own: other images or model?")
+
+
+def _alike(found: Tensor, expected: Tensor) -> bool:
+    return bool((found - expected).norm(dim=1).max() <= 0.05 * expected.norm(dim=1).max())

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from robret_lib.attacks.search.ball import Ball, Norm, check_images, check_norm
+from robret_lib.attacks.search.ball import Ball, Norm, check_count, check_images, check_norm, check_radius
 from robret_lib.attacks.search.passes import Loss, NanWatch, losses, losses_and_gradient
 from robret_lib.attacks.search.schedules import APGD, Best, Falling, Schedule
 from robret_lib.models import frozen
@@ -33,8 +33,8 @@ class AutoPGD:
 
     Args:
         eps: Radius of the ball around the image, in pixel units (images are in [0, 1]).
-        steps: Number of steps of each run; each is one forward and one backward pass, and a last look at the end is
-            one more forward pass.
+        steps: Number of steps of each run; each is one forward and one backward pass, as of `PGD`, and a last look
+            at the end is one more forward pass.
         norm: "linf" (largest change of a pixel) or "l2" (Euclidean length over all pixels).
         restarts: Number of runs, of which the best image counts: one from the image itself, the others from uniform
             draws from the ball.
@@ -50,11 +50,9 @@ class AutoPGD:
     schedule: ScheduleName | Callable[[Ball, int], Schedule] = "momentum"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eps < torch.inf:  # NaN is neither
-            raise ValueError(f"eps={self.eps}: expected a finite radius of at least 0")
-        for name, count in (("steps", self.steps), ("restarts", self.restarts)):
-            if not isinstance(count, int) or count < 1:
-                raise ValueError(f"{name}={count!r}: expected a whole number of at least 1")
+        check_radius(self.eps)
+        check_count("steps", self.steps)
+        check_count("restarts", self.restarts)
         check_norm(self.norm)
         if not callable(self.schedule) and self.schedule not in SCHEDULES:
             raise ValueError(f"schedule={self.schedule!r}: expected one of {get_args(ScheduleName)}")
@@ -81,8 +79,10 @@ class AutoPGD:
         schedule, best = make_schedule(ball, self.steps), Best(x)
         for _ in range(self.steps):
             loss, gradient = losses_and_gradient(model, x, loss_fn)
-            nan.note(gradient)
+            nan.note(loss, gradient)
             best.keep(x, loss)
             x = schedule.next(x, loss, gradient, best)
-        best.keep(x, losses(model, x, loss_fn))
+        last = losses(model, x, loss_fn)
+        nan.note(last)
+        best.keep(x, last)
         return best

@@ -14,7 +14,7 @@ class Averaged:
 
     One draw is a noisy model, whose gradient leads a search astray; an attack that ignores this takes noise for
     robustness (Athalye et al. 2018). A pass of the search costs n passes of the model. For a model without random
-    draws the result is that of the search alone.
+    draws the result is that of the search alone; for one with them, what it draws depends on the batches.
 
     Args:
         search: Any `Search`.
@@ -33,10 +33,19 @@ class Averaged:
     ) -> Tensor:
         device = images.device
         with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=generator is not None):
-            if generator is not None:  # the model draws from torch's global generators; they follow ours meanwhile
-                where = generator.device
-                torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=where)))
+            if generator is not None:
+                _follow(generator, device)
             return self.search(_MeanOfDraws(model, self.n), images, loss_fn, generator)
+
+
+def _follow(generator: torch.Generator, device: torch.device) -> None:
+    """Let torch's global generators, from which the model draws, depend on ours, which itself does not move."""
+    copy = torch.Generator(generator.device)
+    copy.set_state(generator.get_state())
+    seed = int(torch.randint(2**62, (), generator=copy, device=copy.device))
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 class _MeanOfDraws(nn.Module):

@@ -1,5 +1,6 @@
 """Where a search may go: the eps-ball around each image, within [0, 1]."""
 
+import numbers
 from typing import Literal, get_args
 
 import torch
@@ -19,9 +20,9 @@ class Ball:
     """
 
     def __init__(self, images: Tensor, eps: float, norm: Norm) -> None:
-        self.images, self.eps, self.norm = images, eps, norm
+        self.images, self.eps, self.norm = images, float(eps), norm
         if norm == "linf":
-            self.lower, self.upper = (images - eps).clamp_(min=0), (images + eps).clamp_(max=1)
+            self.lower, self.upper = (images - self.eps).clamp_(min=0), (images + self.eps).clamp_(max=1)
 
     def project(self, x: Tensor) -> Tensor:
         """In place: onto the ball, then [0, 1]. Both sets hold the centers, so the second leaves the first intact."""
@@ -60,6 +61,18 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     if norm == "linf":
         return gradient.sign()
     return gradient / _lengths(gradient).clamp_(min=1e-12)
+
+
+def check_radius(eps: float) -> None:
+    """Raise a ValueError unless it is a finite number of at least 0."""
+    if not isinstance(eps, numbers.Real) or not 0 <= eps < torch.inf:  # NaN is neither
+        raise ValueError(f"eps={eps!r}: expected a finite radius of at least 0, a number")
+
+
+def check_count(name: str, count: int) -> None:
+    """Raise a ValueError unless it is a whole number of at least 1."""
+    if not isinstance(count, numbers.Integral) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"{name}={count!r}: expected a whole number of at least 1")
 
 
 def check_norm(norm: str) -> None:

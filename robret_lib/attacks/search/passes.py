@@ -34,7 +34,7 @@ class Search(Protocol):
 
         Raises:
             ValueError: Images outside [0, 1] (normalized twice?), or not float, or a loss that is not one per image.
-            FloatingPointError: The gradient became NaN, so that the result means nothing.
+            FloatingPointError: The loss or its gradient became NaN, so that the result means nothing.
         """
         ...
 
@@ -59,20 +59,24 @@ def losses_and_gradient(model: nn.Module, images: Tensor, loss_fn: Loss) -> tupl
 
 
 class NanWatch:
-    """Notes a NaN in any gradient without making the host wait for the device; `check` raises, once, at the end.
+    """Notes any NaN without making the host wait for the device; `check` raises, once, at the end.
 
-    The sign of NaN is zero, so that an attack would stand still and look like robustness.
+    The sign of NaN is zero and NaN is never the best loss, so that an attack would stand still and look like
+    robustness.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.seen = torch.zeros((), dtype=torch.bool, device=device)
 
-    def note(self, gradient: Tensor) -> None:
-        self.seen |= gradient.isnan().any()
+    def note(self, *found: Tensor) -> None:
+        for values in found:
+            self.seen |= values.isnan().any()
 
     def check(self) -> None:
         if self.seen:
-            raise FloatingPointError("the gradient became NaN: does the loss take a square root or a logarithm of 0?")
+            raise FloatingPointError(
+                "the loss or its gradient became NaN: does the loss take a square root or a logarithm of 0?"
+            )
 
 
 def _at_least_float32(embeddings: Tensor) -> Tensor:

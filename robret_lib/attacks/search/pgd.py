@@ -1,11 +1,20 @@
 """Projected gradient descent with a fixed step: the search of the published tables."""
 
+import numbers
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from robret_lib.attacks.search.ball import Ball, Norm, check_images, check_norm, steepest
+from robret_lib.attacks.search.ball import (
+    Ball,
+    Norm,
+    check_count,
+    check_images,
+    check_norm,
+    check_radius,
+    steepest,
+)
 from robret_lib.attacks.search.passes import Loss, NanWatch, losses_and_gradient
 from robret_lib.models import frozen
 
@@ -32,9 +41,10 @@ class PGD:
     random_start: bool = False
 
     def __post_init__(self) -> None:
-        lengths = 0 <= self.eps < torch.inf and 0 < self.step < torch.inf  # NaN is neither
-        if not lengths or not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"{self}: expected eps >= 0 and step > 0, both finite, and a whole number of steps >= 1")
+        check_radius(self.eps)
+        if not isinstance(self.step, numbers.Real) or not 0 < self.step < torch.inf:
+            raise ValueError(f"step={self.step!r}: expected a finite length above 0, a number")
+        check_count("steps", self.steps)
         check_norm(self.norm)
 
     @classmethod
@@ -53,9 +63,9 @@ class PGD:
         adversarial = ball.random_starts(1, generator)[0] if self.random_start else images.clone()
         with frozen(model):
             for _ in range(self.steps):
-                _, gradient = losses_and_gradient(model, adversarial, loss_fn)
-                nan.note(gradient)
-                adversarial = ball.project(adversarial.sub_(steepest(gradient, self.norm), alpha=self.step))
+                loss, gradient = losses_and_gradient(model, adversarial, loss_fn)
+                nan.note(loss, gradient)
+                adversarial = ball.project(adversarial.sub_(steepest(gradient, self.norm), alpha=float(self.step)))
         nan.check()
         return adversarial
 

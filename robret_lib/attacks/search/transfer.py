@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robret_lib.attacks.search.passes import Loss, Search
+from robret_lib.models import EmbeddingModel
 
 
 @dataclass(frozen=True)
@@ -16,12 +17,17 @@ class Transfer:
     targets. (RobRank's transfer mode compares embeddings of the two networks with each other.)
 
     Args:
-        surrogate: Embeds the same images; its dimension and distance may differ.
+        surrogate: Embeds the same images, on the same device; its dimension and distance may differ.
         search: Any `Search`, on the surrogate.
     """
 
-    surrogate: nn.Module
+    surrogate: EmbeddingModel
     search: Search
+
+    def __post_init__(self) -> None:
+        if getattr(self.surrogate, "distance", None) is None:
+            kind = type(self.surrogate).__name__
+            raise TypeError(f"a surrogate of type {kind} has no distance: wrap it in models.EmbeddingModel")
 
     def __call__(
         self, model: nn.Module, images: Tensor, loss_fn: Loss, generator: torch.Generator | None = None
