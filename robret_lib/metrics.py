@@ -220,15 +220,23 @@ def _hits(
     search = _by_faiss if gallery.device.type == "cpu" else _by_torch
     for rows, values, positions in search(queries, gallery, k, self_excluded, _width(gallery_labels)):
         hits = _shares_class(query_labels[rows, None], gallery_labels[positions])
-        # Of equals the search may return any first, and keep any: the order matters where one is a hit and one is not,
-        # and what is kept matters always.
-        equal = values[:, 1:] == values[:, :-1]
-        tied = (equal & (hits[:, 1:] != hits[:, :-1])).any(1) | equal[:, k - 1 :].any(1)
-        if tied.any():
-            excluded = False if self_excluded is False else _own(rows, self_excluded, tied.device)[tied, 0]
-            order = _in_order(queries[rows][tied.to(queries.device)], gallery, hits.shape[1], excluded)
-            hits[tied] = _shares_class(query_labels[rows][tied][:, None], gallery_labels[order])
+        _settle_order(values, positions, hits)
+        lost = (values[:, k - 1 : -1] == values[:, k:]).any(1)  # of equals at the end, any may have been kept
+        if lost.any():
+            excluded = False if self_excluded is False else _own(rows, self_excluded, lost.device)[lost, 0]
+            order = _in_order(queries[rows][lost.to(queries.device)], gallery, hits.shape[1], excluded)
+            hits[lost] = _shares_class(query_labels[rows][lost][:, None], gallery_labels[order])
         yield rows, hits[:, :k]
+
+
+def _settle_order(values: Tensor, positions: Tensor, hits: Tensor) -> None:
+    """In place: among equal distances the lower index comes first. It matters where one is a hit and one is not."""
+    equal = values[:, 1:] == values[:, :-1]
+    rows = (equal & (hits[:, 1:] != hits[:, :-1])).any(1)
+    if rows.any():
+        by_index = positions[rows].argsort(1)
+        by_value = values[rows].gather(1, by_index).argsort(dim=1, stable=True)
+        hits[rows] = hits[rows].gather(1, by_index.gather(1, by_value))
 
 
 def _by_torch(
@@ -328,6 +336,8 @@ def _check(
         raise ValueError("embeddings hold NaN or infinity: nothing can be ranked by them")
     if self_excluded is True and len(queries) > len(gallery):
         raise ValueError(f"self_excluded=True with {len(queries)} queries and a gallery of {len(gallery)}")
+    if not isinstance(self_excluded, bool | Tensor):
+        raise ValueError(f"self_excluded={self_excluded!r}: expected True, False, or gallery positions, int64 [A]")
     if isinstance(self_excluded, Tensor):
         outside = (self_excluded < 0) | (self_excluded >= len(gallery))
         if self_excluded.shape != queries.shape[:1] or outside.any():
@@ -339,3 +349,16 @@ def _check_kinds(query_labels: Tensor, gallery_labels: Tensor) -> None:
     if query_labels.ndim != gallery_labels.ndim:
         shapes = f"{tuple(query_labels.shape)} and {tuple(gallery_labels.shape)}"
         raise ValueError(f"labels of shapes {shapes}: expected both int [N], or both multi-hot [N, C]")
+    for labels in (query_labels, gallery_labels):
+        check_labels(labels)
+
+
+def check_labels(labels: Tensor) -> None:
+    """Raise a ValueError unless labels are whole numbers ``[N]``, or zeros and ones ``[N, C]`` with C of at least 2."""
+    expected = "expected whole numbers [N], or zeros and ones [N, C] with C of at least 2"
+    if labels.ndim not in (1, 2) or labels.shape[1:] == (1,):
+        raise ValueError(f"labels of shape {tuple(labels.shape)}: {expected}")
+    if labels.ndim == 2 and not ((labels == 0) | (labels == 1)).all():
+        raise ValueError(f"labels of shape {tuple(labels.shape)} with other values than 0 and 1: {expected}")
+    if labels.ndim == 1 and labels.is_floating_point() and not (labels == labels.round()).all():
+        raise ValueError(f"{len(labels)} labels with fractions: {expected}")

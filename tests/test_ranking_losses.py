@@ -263,9 +263,8 @@ def test_the_soft_margin_and_its_gradient(device, distance, temperature):
 
 def test_the_soft_margin_passes_gradcheck():
     queries, searched = vectors(BATCH, "E", 34).requires_grad_(True), Gallery(vectors(SIZE, "E", 35), "E")
-    assert torch.autograd.gradcheck(
-        lambda q: SoftMargin.apply(q, searched, *map(ItemSets, two_sets()), 0.1), (queries,)
-    )
+    others, own = map(ItemSets, two_sets())
+    assert torch.autograd.gradcheck(lambda q: SoftMargin.apply(q, searched, others, own, 0.1), (queries,))
 
 
 @pytest.mark.parametrize("distance", DISTANCES)

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from robret_lib.metrics import distance_to_columns
+from robret_lib.metrics import check_labels, distance_to_columns
 from robret_lib.models import Distance, EmbeddingModel, embed
 
 SPREAD_SAMPLE = 256
@@ -38,6 +38,8 @@ class Gallery:
         for name, given in (("labels", self.labels), ("images", self.images)):
             if given is not None and len(given) != len(self):
                 raise ValueError(f"{len(given)} {name} of {len(self)} embeddings: expected one each")
+        if self.labels is not None:
+            check_labels(self.labels)
 
     @classmethod
     def of(cls, model: EmbeddingModel, images: Tensor, labels: Tensor | None = None) -> "Gallery":

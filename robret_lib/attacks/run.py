@@ -17,6 +17,7 @@ from robret_lib.attacks.gallery import Gallery
 from robret_lib.attacks.search.ball import check_images
 from robret_lib.attacks.search.passes import Loss, Search
 from robret_lib.data import as_float
+from robret_lib.metrics import check_labels
 from robret_lib.models import EmbeddingModel, embed
 
 PLAN_BYTES = 512 * 2**20
@@ -214,6 +215,7 @@ def _check_device(network: nn.Module, gallery: Gallery, what: str) -> None:
 
 
 def _check_labels(labels: Tensor, images: Tensor, gallery: Gallery) -> None:
+    check_labels(labels)
     if len(labels) != len(images):
         raise ValueError(f"{len(images)} images and {len(labels)} labels: expected one label per image")
     if gallery.labels is not None and labels.shape[1:] != gallery.labels.shape[1:]:
