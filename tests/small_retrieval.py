@@ -1,5 +1,9 @@
-"""A world small enough for any test: ten classes of 8x8 images, and a network that learns them in seconds."""
+"""A world small enough for any test: ten classes of 8x8 images, and a network that learns them in seconds.
 
+And what many tests run over: the distances, and the devices there are.
+"""
+
+import pytest
 import torch
 from torch import nn
 
@@ -12,6 +16,13 @@ from robret_lib.training import Schedule, train
 
 SIZE = 500
 DISTANCES = ["N", "E", "C"]
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+    ),
+]
 
 
 def seeded(seed=0):

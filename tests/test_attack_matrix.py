@@ -5,13 +5,8 @@ import torch
 
 from robret_lib import attacks
 from robret_lib.attacks import PGD, AutoPGD, Averaged, Transfer, embedding, ranking
-from tests.small_retrieval import SIZE, gallery_on, seeded, some_split, trained_model
+from tests.small_retrieval import DEVICES, SIZE, gallery_on, seeded, some_split, trained_model
 
-CUDA = pytest.param(
-    "cuda",
-    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
-)
-DEVICES = ["cpu", CUDA]
 EPS = {"linf": 0.1, "l2": 1.0}
 ATTACKS = {
     "CA+": ranking.CandidateAttack("raise", n_targets=2),

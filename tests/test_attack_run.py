@@ -15,13 +15,8 @@ from robret_lib.attacks import PGD, AutoPGD, Averaged, Gallery, Plan, Transfer, 
 from robret_lib.attacks import run as run_module_or_function
 from robret_lib.metrics import pairwise_distance
 from robret_lib.models import embed
-from tests.small_retrieval import SIZE, gallery_on, seeded, some_split, trained_model
+from tests.small_retrieval import DEVICES, SIZE, gallery_on, seeded, some_split, trained_model
 
-CUDA = pytest.param(
-    "cuda",
-    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
-)
-DEVICES = ["cpu", CUDA]
 SEARCH = PGD(0.2, 0.05, 4)
 NOTHING = PGD(0, 0.1, 1)
 
@@ -255,20 +250,38 @@ def test_ten_queries_and_a_gallery_of_60_000_stay_below_a_gibibyte():
 
 
 def test_what_does_not_fit_together_is_refused(models, model, gallery, searched, strangers):
-    query, images = ranking.QueryAttack("raise"), strangers.images
+    query, images, labels = ranking.QueryAttack("raise"), strangers.images, strangers.labels
+    narrow, own = Gallery(gallery.embeddings[:, :8]), torch.arange(60)
     for arguments, options, message in (
         ((model, images[:0], gallery), {}, "0 images: expected at least one"),
         ((models["C"], images, gallery), {}, "the model's distance is 'C', the gallery's 'N'"),
         ((model, images * 255, gallery), {}, r"expected \[0, 1\]; pixel normalization belongs inside the model"),
-        ((model, images, gallery), {"labels": strangers.labels[:3]}, "60 images and 3 labels: expected one label per"),
+        ((model, images, narrow), {}, "the model gives 16 dimensions, the gallery has 8: of another model?"),
         ((model, images, gallery), {"batch_size": 0}, "batch_size=0: expected at least 1"),
-        ((model, images, gallery), {"own": torch.arange(60)}, "does not embed these images as the gallery's items"),
+        ((model, images, gallery), {"labels": labels[:3]}, "60 images and 3 labels: expected one label per image"),
+        ((model, images, gallery), {"labels": torch.zeros(60, 7)}, r"of shapes \(60, 7\) and \(500,\): expected both"),
+        ((model, images, gallery), {"labels": labels[:, None]}, r"labels of shape \(60, 1\): expected whole numbers"),
+        ((model, images, gallery), {"own": own}, "does not embed these images as the gallery's items"),
+        ((model, images, gallery), {"own": own.tolist()}, r"own is list: expected gallery positions, int64 \[B\]"),
+        ((model, images, gallery), {"own": own.float()}, r"own is torch.float32 of shape \(60,\): expected gallery"),
+        ((model, images, gallery), {"own": own[:, None]}, r"own is torch.int64 of shape \(60, 1\): expected gallery"),
     ):
         with pytest.raises(ValueError, match=message):
             attacks.run(query, *arguments, SEARCH, **options)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_model_and_a_gallery_on_two_devices_are_refused(models, galleries, searched):
+    with pytest.raises(ValueError, match="the model is on cpu, the gallery on cuda:0: move one of them"):
+        attacks.run(ranking.QueryAttack("raise"), models["N"], searched[:4], gallery_on("cuda", galleries["N"]), SEARCH)
+
+
 def test_a_gallery_of_mismatched_parts_is_refused(gallery):
+    with pytest.raises(
+        ValueError, match=r"labels of shape \(500, 1\): expected whole numbers \[N\], or zeros and ones"
+    ):
+        Gallery(gallery.embeddings, labels=torch.zeros(500, 1))
     with pytest.raises(ValueError, match="3 labels of 500 embeddings: expected one each"):
         Gallery(gallery.embeddings, labels=torch.zeros(3))
     with pytest.raises(ValueError, match="2 images of 500 embeddings: expected one each"):

@@ -12,7 +12,7 @@ from robret_lib.attacks.search.auto_pgd import SCHEDULES
 from robret_lib.attacks.search.ball import Ball
 from robret_lib.attacks.search.schedules import APGD, Best, Falling, _checkpoints
 from robret_lib.models import embed
-from tests.small_retrieval import gallery_on, seeded
+from tests.small_retrieval import DEVICES, gallery_on, seeded
 from tests.test_pgd import (
     Linear,
     Watched,
@@ -27,11 +27,6 @@ from tests.test_pgd import (
     some_images,
 )
 
-CUDA = pytest.param(
-    "cuda",
-    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
-)
-DEVICES = ["cpu", CUDA]
 NORMS = ["linf", "l2"]
 
 
@@ -351,3 +346,10 @@ def test_images_without_a_slope_stay_and_do_not_disturb_the_others(schedule):
     adversarial = AutoPGD(0.1, 4, schedule=schedule)(network, images, lambda e: flat * e[:, 0])
     assert torch.equal(adversarial[1::2], images[1::2])
     assert (adversarial[0::2, 0, 0, 0] < images[0::2, 0, 0, 0]).all()
+
+
+@pytest.mark.parametrize("search", [PGD(0.1, 0.05, 3), AutoPGD(0.1, 3), AutoPGD(0.1, 3, schedule="apgd")])
+def test_a_loss_that_is_not_a_number_is_an_error(search):
+    """Though its gradient is one: the image would come back as it was, and look robust."""
+    with pytest.raises(FloatingPointError, match="the loss or its gradient became NaN"):
+        search(small_network(), some_images(), lambda e: e[:, 0] + float("nan"))

@@ -8,13 +8,8 @@ from robret_lib.attacks import PGD, AutoPGD, Benign, Gallery
 from robret_lib.attacks.embedding import EmbeddingShift, Margin
 from robret_lib.metrics import recall_at_k
 from robret_lib.models import embed
-from tests.small_retrieval import DISTANCES, SIZE, gallery_on, seeded, some_split
+from tests.small_retrieval import DEVICES, DISTANCES, SIZE, gallery_on, seeded, some_split
 
-CUDA = pytest.param(
-    "cuda",
-    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
-)
-DEVICES = ["cpu", CUDA]
 OWN = torch.arange(0, SIZE, 5)
 
 
@@ -208,3 +203,26 @@ def test_the_margin_breaks_more_than_noise_and_more_than_the_shift(distance, mod
 def test_an_impossible_temperature_is_refused(temperature):
     with pytest.raises(ValueError, match="temperature=.*: expected a finite number of at least 0"):
         Margin(temperature)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("batch_size", [1, 40])
+def test_a_twin_in_the_gallery_does_not_stop_the_shift(distance, batch_size, models, galleries, searched):
+    """Every item twice, and queries from outside that are items: the nearest item is the image itself."""
+    model, gallery = models[distance], galleries[distance]
+    doubled = Gallery(gallery.embeddings.repeat(2, 1), distance)
+    results = [
+        attacks.run(EmbeddingShift(), model, searched[:40], each, PGD(0.1, 0.02, 8), own, batch_size=batch_size)
+        for each, own in ((gallery, torch.arange(40)), (doubled, torch.arange(40)), (doubled, None))
+    ]
+    alone, item, stranger = (result.measured["shift"].mean() for result in results)
+    assert item > 0.9 * alone and stranger > 0.9 * alone
+
+
+def test_a_collapsed_gallery_is_attacked_without_harm(searched):
+    gallery = Gallery(torch.nn.functional.normalize(torch.ones(SIZE, 16), dim=1), labels=torch.arange(SIZE) % 10)
+    embeddings = gallery.embeddings[:8].clone().requires_grad_(True)
+    benign = Benign(gallery, gallery.embeddings[:8], torch.arange(8), gallery.labels[:8])
+    for attack in (EmbeddingShift(), Margin(0), Margin()):
+        (gradient,) = torch.autograd.grad(attack.plan(benign, None).loss(embeddings).sum(), embeddings)
+        assert gradient.isfinite().all()

@@ -318,3 +318,29 @@ def test_a_gpu_agrees_with_the_cpu(tied):
     for metric in (metrics.recall_at_k, metrics.mean_average_precision, metrics.map_at_r):
         assert metric(*on_gpu) == pytest.approx(metric(queries, gallery, ql, gl), rel=1e-5)
     assert metrics.nmi(on_gpu[1], on_gpu[3]) == metrics.nmi(gallery, gl)
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (L[:, None], r"labels of shape \(\d+, 1\): expected whole numbers \[N\], or zeros and ones \[N, C\]"),
+        (2 * one_hot(L), "with other values than 0 and 1: expected whole numbers"),
+        (L + 0.5, "labels with fractions: expected whole numbers"),
+        (one_hot(L)[None], r"labels of shape \(1, "),
+    ],
+)
+def test_labels_of_the_wrong_kind_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.relevance(labels, labels)
+    if labels.ndim < 3:
+        for metric in (metrics.mean_average_precision, metrics.map_at_r):
+            with pytest.raises(ValueError, match=message):
+                metric(E, E, labels, labels)
+        with pytest.raises(ValueError, match=message):
+            metrics.recall_at_k(E, E, labels, labels, (1,))
+
+
+@pytest.mark.parametrize("given", [None, 1, [0, 1, 2, 3]])
+def test_what_says_neither_self_nor_positions_is_refused(given):
+    with pytest.raises(ValueError, match="self_excluded=.*: expected True, False, or gallery positions"):
+        metrics.recall_at_k(E, E, L, L, (1,), self_excluded=given)

@@ -10,12 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from robret_lib.attacks import PGD, pgd
+from tests.small_retrieval import DEVICES
 
-CUDA = pytest.param(
-    "cuda",
-    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
-)
-DEVICES = ["cpu", CUDA]
 NORMS = ["linf", "l2"]
 
 

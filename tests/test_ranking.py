@@ -7,13 +7,8 @@ from torch import Tensor
 from robret_lib import attacks
 from robret_lib.attacks import PGD, Benign, Gallery, pgd, ranking
 from robret_lib.models import embed
-from tests.small_retrieval import DISTANCES, SIZE, seeded
+from tests.small_retrieval import DEVICES, DISTANCES, SIZE, seeded
 
-CUDA = pytest.param(
-    "cuda",
-    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
-)
-DEVICES = ["cpu", CUDA]
 DIRECTIONS = ["raise", "lower"]
 MODES = ["fixed", "reference"]
 ATTACKS = {

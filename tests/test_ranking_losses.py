@@ -8,12 +8,8 @@ from torch.nn.functional import normalize
 from robret_lib.attacks import Gallery
 from robret_lib.attacks.ranking_losses import ItemSets, QueryHinges, SoftMargin, SortedDistances
 from robret_lib.metrics import pairwise_distance, row_distance
+from tests.small_retrieval import DEVICES
 
-CUDA = pytest.param(
-    "cuda",
-    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
-)
-DEVICES = ["cpu", CUDA]
 DISTANCES = ["N", "E", "C"]
 TARGETS = [1, 2, 5, 10]
 SIZE, DIM, BATCH = 40, 7, 6

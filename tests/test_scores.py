@@ -17,13 +17,8 @@ from robret_lib.data import Protocol, RetrievalData, Split
 from robret_lib.metrics import recall_at_k
 from robret_lib.models import embed
 from robret_lib.scores import robust_recall
-from tests.small_retrieval import DISTANCES, some_split, trained_model
+from tests.small_retrieval import DEVICES, DISTANCES, some_split, trained_model
 
-CUDA = pytest.param(
-    "cuda",
-    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
-)
-DEVICES = ["cpu", CUDA]
 NAMES = tuple("abcdefghij")
 ROOT = Path(__file__).parents[1]
 

@@ -5,15 +5,10 @@ import torch
 from torch import nn
 
 from robret_lib import attacks
-from robret_lib.attacks import PGD, AutoPGD, Gallery, Transfer, embedding, ranking
+from robret_lib.attacks import PGD, AutoPGD, Benign, Gallery, Transfer, embedding, ranking
 from robret_lib.models import EmbeddingModel
-from tests.small_retrieval import gallery_on, seeded, trained_model
+from tests.small_retrieval import DEVICES, gallery_on, seeded, trained_model
 
-CUDA = pytest.param(
-    "cuda",
-    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
-)
-DEVICES = ["cpu", CUDA]
 OWN = torch.arange(0, 500, 5)
 SEARCH = PGD(0.15, 0.03, 12)
 ATTACKS = {
@@ -86,3 +81,32 @@ def test_a_gallery_without_images_and_a_loss_of_one_s_own_are_refused(model, gal
         attacks.run(embedding.Margin(), model, searched[:4], bare, Transfer(surrogate, SEARCH), torch.arange(4))
     with pytest.raises(TypeError, match="Transfer needs a loss that can be rebuilt for the surrogate"):
         Transfer(surrogate, SEARCH)(model, searched[:4], lambda embeddings: embeddings[:, 0])
+
+
+@pytest.mark.parametrize("direction", ["raise", "lower"])
+def test_the_preserved_set_is_that_of_the_attacked_model(direction, model, gallery, searched, surrogate):
+    """What is kept on top is what its users see, not what the surrogate would show."""
+    attack = ranking.SemanticsPreservingQueryAttack(direction, stiffness=300.0)
+    benign = Benign(gallery, gallery.embeddings[OWN], OWN)
+    targets = attack.targets(benign, seeded())
+    its_gallery = Gallery.of(surrogate, searched)
+    elsewhere = Benign(its_gallery, its_gallery.embeddings[OWN], OWN, attacked=benign)
+    preserved = [ranking._preserved_set(each, targets, direction) for each in (benign, elsewhere)]
+    assert torch.equal(*preserved)
+    assert torch.equal(ranking._preserved_set(elsewhere[10:20], targets[10:20], direction), preserved[0][10:20])
+    result = attacks.run(attack, model, searched[OWN], gallery, Transfer(surrogate, SEARCH), OWN, generator=seeded())
+    assert torch.equal(result.targets, targets)
+
+
+def test_a_surrogate_without_a_distance_is_refused():
+    with pytest.raises(TypeError, match="a surrogate of type Flatten has no distance: wrap it in models"):
+        Transfer(nn.Flatten(), SEARCH)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_surrogate_elsewhere_is_refused(models, galleries, searched, surrogate):
+    model, gallery = models["N"].cuda(), gallery_on("cuda", galleries["N"])
+    with pytest.raises(ValueError, match="the surrogate is on cpu, the gallery on cuda:0: move one of them"):
+        attacks.run(embedding.Margin(), model, searched[:4], gallery, Transfer(surrogate, SEARCH), torch.arange(4))
+    model.cpu()

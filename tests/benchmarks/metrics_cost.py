@@ -3,6 +3,7 @@
 Same embeddings, one thread, CPU seconds, interleaved repeats.
 """
 
+import functools
 import statistics
 from collections import defaultdict
 from collections.abc import Callable
@@ -63,9 +64,7 @@ def table() -> str:
     for _ in trange(REPEATS, desc="metrics"):
         for name, pair in rivals.items():
             for whose, work in zip(("theirs", "ours"), pair, strict=True):
-                seconds[name, whose].append(
-                    cpu_seconds(lambda work=work, key=(name, whose): values.update({key: work()}))
-                )
+                seconds[name, whose].append(cpu_seconds(functools.partial(_keep, values, (name, whose), work)))
     lines = [
         "# The cost of the metrics",
         "",
