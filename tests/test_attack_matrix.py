@@ -5,7 +5,7 @@ import torch
 
 from robret_lib import attacks
 from robret_lib.attacks import PGD, AutoPGD, Averaged, Transfer, embedding, ranking
-from tests.small_retrieval import DEVICES, SIZE, gallery_on, seeded, some_split, trained_model
+from tests.small_retrieval import DEVICES, SIZE, gallery_on, seeded, small_model, some_split, trained_model
 
 EPS = {"linf": 0.1, "l2": 1.0}
 ATTACKS = {
@@ -38,7 +38,7 @@ def searches(norm, surrogate):
     }
 
 
-SEARCHES = list(searches("linf", None))
+SEARCHES = list(searches("linf", small_model()))
 
 
 @pytest.fixture(scope="module")
