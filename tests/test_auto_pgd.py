@@ -280,7 +280,7 @@ def test_more_steps_are_never_weaker_and_beat_noise(norm, eps, schedule):
     ],
     ids=["CA+", "QA-", "ES", "margin"],
 )
-def test_at_the_same_passes_the_mean_loss_is_not_above_that_of_a_constant_step(
+def test_at_the_same_steps_the_mean_loss_is_not_above_that_of_a_constant_step(
     device, attack, eps, model, galleries, searched
 ):
     model, gallery, own = model.to(device), gallery_on(device, galleries["N"]), torch.arange(0, 500, 5)
@@ -291,9 +291,10 @@ def test_at_the_same_passes_the_mean_loss_is_not_above_that_of_a_constant_step(
         targets = None if result.targets is None else result.targets.to(device)
         return attack.plan(benign, targets).loss(embed(model, result.images)).mean().item()
 
+    nothing = mean_loss(PGD(0, 1, 1))
     for steps in (8, 32):
         constant = min(mean_loss(PGD(eps, step, steps)) for step in (eps / 8, 2.5 * eps / steps))
-        assert mean_loss(AutoPGD(eps, steps)) <= constant + 1e-3 * abs(constant)
+        assert mean_loss(AutoPGD(eps, steps)) <= constant + 0.01 * (nothing - constant)
     model.cpu()
 
 

@@ -100,11 +100,20 @@ def test_the_published_search_on_the_published_loss_makes_a_network_look_robust(
 @pytest.mark.parametrize("passes", [8, 32])
 @pytest.mark.parametrize("eps", [8 / 255, EPS])
 @pytest.mark.parametrize("name", ATTACKS)
-def test_at_the_same_passes_auto_pgd_is_never_weaker_in_the_mean(name, eps, passes, world):
-    """Than the step of the published tables, and than one that adds up to two and a half times the radius."""
+def test_at_the_same_steps_auto_pgd_is_never_weaker_in_the_mean(name, eps, passes, world):
+    """Than the step of the published tables, and than one that adds up to two and a half times the radius.
+
+    But for one percent of what is won: over 60 images that is below the standard error.
+    """
     attack = ATTACKS[name]
-    reached = [
+    strong, *others, nothing = [
         mean_loss(attack, *world, attacked(attack, *world, search, 60))
-        for search in (AutoPGD(eps, passes), PGD(eps, 3 / 255, passes), PGD(eps, 2.5 * eps / passes, passes))
+        for search in (
+            AutoPGD(eps, passes),
+            PGD(eps, 3 / 255, passes),
+            PGD(eps, 2.5 * eps / passes, passes),
+            PGD(0, 1, 1),
+        )
     ]
-    assert reached[0] <= min(reached[1:]) + 1e-4 * abs(reached[0])
+    assert nothing - strong > 0
+    assert strong <= min(others) + 0.01 * (nothing - strong)
