@@ -75,7 +75,7 @@ def run(
         progress: Show a progress bar.
 
     Raises:
-        ValueError: Model, gallery, images, positions and labels that do not fit together; what fits is named.
+        ValueError: Model, gallery, images, positions and labels that do not fit together; the message names both.
     """
     _check(model, images, gallery, own, labels, batch_size)
     spaces = _Spaces(images, gallery, own, labels)
