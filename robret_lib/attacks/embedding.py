@@ -46,10 +46,9 @@ class EmbeddingShift:
             return -row_distance(embeddings, flown, gallery.distance)
 
         def measures(embeddings: Tensor) -> dict[str, Tensor]:
-            shift = {"shift": row_distance(embeddings, benign.embeddings, gallery.distance)}
-            return (
-                shift if benign.labels is None or gallery.labels is None else shift | _first_answers(embeddings, benign)
-            )
+            shift = row_distance(embeddings, benign.embeddings, gallery.distance)
+            answers = _first_answers(embeddings, benign) if _has_classes(benign) else {}
+            return {"shift": shift} | answers
 
         return Plan(loss, measures)
 
