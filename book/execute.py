@@ -23,6 +23,7 @@ import nbformat
 
 from fingerprints import fingerprint
 from outputs import failure, objections, with_outputs
+from robret_lib.files import written_whole
 
 PATIENCE = 30.0  # seconds without news until a line says that work goes on
 
@@ -63,11 +64,8 @@ def stated_seconds(path: Path) -> float | None:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a whole file or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with written_whole(path) as file:
+        file.write(text.encode())
 
 
 def papermill(chapter: Chapter, output: Path, log: Path) -> int:

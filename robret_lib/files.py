@@ -1,18 +1,104 @@
-"""How this project writes a file: whole or not at all."""
+"""How this project writes a file: whole or not at all, and with its name in the error where that fails."""
 
+import glob
 import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
-import torch
+try:
+    import fcntl
+except ImportError:  # Windows has no such module
+    fcntl = None
+
+ABANDONED = 3600.0
+"""Seconds without a change after which a half-written file belongs to a process that was killed."""
 
 
-def save_atomically(state: dict[str, Any], path: Path) -> None:
-    """Write with torch.save so that the file is, at any moment, the old one or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+@contextmanager
+def written_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write to, which takes the place of ``path`` once it is complete.
+
+    A reader, or a crash at any moment, meets the old file or the new one. A failure leaves the old one as it was and
+    nothing beside it. Do nothing inside but write: what fails there is taken for a failure to write.
+
+    Args:
+        path: its folder is made if need be; where it is a link, the file that it points to is replaced.
+
+    Raises:
+        OSError: naming ``path``, where the disk is full, the folder read-only, and so on.
+    """
+    path = Path(os.path.realpath(path))
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    with _named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
+        try:
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def append(path: Path, text: str) -> None:
+    """Add text at the end of a file.
+
+    Raises:
+        OSError: naming ``path``.
+    """
+    with _named(path), path.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Processes that come here with the same path wait for each other.
+
+    Where the file system knows no locks, as on some clusters, nobody waits: what is done inside must bear that.
+
+    Args:
+        path: an empty file, made if need be, that stays.
+
+    Raises:
+        OSError: naming ``path``, where it cannot be made.
+    """
+    with _named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("a")
+    with lock:
+        if fcntl is not None:
+            with suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Lets the operating system's error name the path, also where a library made another error of it."""
+    try:
+        yield
+    except Exception as error:
+        if (cause := _system_error(error)) is None:
+            raise
+        raise OSError(cause.errno, f"cannot be written ({cause.strerror or cause})", str(path)) from error
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """torch.save, closing its archive on a full disk, hides the reason behind a RuntimeError."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _remove_abandoned(path: Path) -> None:
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError):  # another process may remove it at the same time
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink()

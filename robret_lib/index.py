@@ -8,13 +8,14 @@ import io
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import faiss
 import numpy as np
 import torch
 from torch import Tensor
+
+from robret_lib.files import written_whole
 
 Kind = Literal["exact", "ivf", "hnsw", "pq", "binary"]
 
@@ -73,12 +74,8 @@ class Index:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to a file that is, at any moment, the old one or the new one, whole."""
         serialize = faiss.serialize_index_binary if self.kind == "binary" else faiss.serialize_index
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
+        with written_whole(path) as file:
             np.savez(file, kind=self.kind, dim=self.dim, engine=serialize(self.engine))
-        os.replace(temporary, path)
 
     def _complete(self, rows: np.ndarray, distances: np.ndarray, positions: np.ndarray) -> None:
         """Search exactly, in place, where the visited lists or the graph held fewer than k items (faiss: -1)."""

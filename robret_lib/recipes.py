@@ -5,7 +5,6 @@ import fcntl
 import hashlib
 import inspect
 import json
-import os
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,11 +12,12 @@ from typing import Literal
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from robret_lib import metrics, mining, models, objectives, training
 from robret_lib.data import RetrievalData, data_root
+from robret_lib.files import written_whole
 
 SamplerName = Literal["random", "semihard", "softhard", "distance", "hard"]
 
@@ -106,11 +106,14 @@ def _train_into(file: Path, model: nn.Module, recipe: Recipe, data: RetrievalDat
         model, data.train, objective, schedule, checkpoint, validate=validate, validate_every=every, progress=progress
     )
     about = {"history": history, "seconds": time.monotonic() - begun, "device": str(next(model.parameters()).device)}
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
-    save_file(weights, temporary, metadata={"recipe": json.dumps(asdict(recipe)), "about": json.dumps(about)})
-    os.replace(temporary, file)
+    _write(file, model, {"recipe": json.dumps(asdict(recipe)), "about": json.dumps(about)})
     checkpoint.unlink(missing_ok=True)
+
+
+def _write(file: Path, model: nn.Module, metadata: dict[str, str]) -> None:
+    weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
+    with written_whole(file) as stream:
+        stream.write(save(weights, metadata))
 
 
 def _recall_at_1(model: nn.Module, data: RetrievalData) -> float:

@@ -14,7 +14,7 @@ from robret_lib.attacks import Attack, AutoPGD, Gallery, Search, Transfer
 from robret_lib.attacks.embedding import EmbeddingShift, Margin
 from robret_lib.attacks.search.ball import Norm, check_norm
 from robret_lib.data import RetrievalData, as_float
-from robret_lib.files import save_atomically
+from robret_lib.files import written_whole
 from robret_lib.metrics import hits_at_k
 from robret_lib.models import EmbeddingModel, embed
 
@@ -193,9 +193,11 @@ class _Store:
 
     def save(self, evaluation: _Evaluation, block: int) -> None:
         """The images first: where only they were written, the attack is repeated and finds the same."""
-        save_atomically({"images": evaluation.images[rows_of(block)]}, self._images_of(block))
+        with written_whole(self._images_of(block)) as file:
+            torch.save({"images": evaluation.images[rows_of(block)]}, file)
         state = {name: getattr(evaluation, name) for name in self.KEPT}
-        save_atomically(state | {"settings": self.settings, "fingerprint": self.fingerprint}, self.path)
+        with written_whole(self.path) as file:
+            torch.save(state | {"settings": self.settings, "fingerprint": self.fingerprint}, file)
 
     def resume(self, evaluation: _Evaluation) -> None:
         if not self.path.exists():

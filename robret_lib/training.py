@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from robret_lib.data import Split, as_float
-from robret_lib.files import save_atomically
+from robret_lib.files import written_whole
 from robret_lib.mining import spc2_epoch
 from robret_lib.models import evaluation_mode
 
@@ -106,7 +106,8 @@ def train(
             loss_sum = 0.0
         if checkpoint and rank == 0 and (done % checkpoint_every == 0 or done == schedule.steps):
             state = {"step": done, "loss_sum": loss_sum, "history": history, "identity": identity}
-            save_atomically(state | _states(step_module, optimizer), checkpoint)
+            with written_whole(checkpoint) as file:
+                torch.save(state | _states(step_module, optimizer), file)
     return history
 
 

@@ -9,13 +9,14 @@ from torch import nn
 
 from robret_lib import mining
 from robret_lib.attacks import Gallery
-from robret_lib.data import Split
+from robret_lib.data import Protocol, RetrievalData, Split
 from robret_lib.models import EmbeddingModel
 from robret_lib.objectives import TripletObjective
 from robret_lib.training import Schedule, train
 
 SIZE = 500
 DISTANCES = ["N", "E", "C"]
+NAMES = tuple("abcdefghij")
 DEVICES = [
     "cpu",
     pytest.param(
@@ -48,6 +49,11 @@ def trained_model(distance="N", steps=60, model=None):
     train(model, some_split(1000, seed=20), TripletObjective(mining.random, distance), Schedule(steps, pairs=32))
     model.zero_grad()
     return model
+
+
+def searched_in_itself(count=300):
+    split = some_split(count, seed=10)
+    return RetrievalData("toy", some_split(40, 1), split, split, NAMES, Protocol("itself", "...", True, False))
 
 
 def gallery_on(device, gallery):

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+from contextlib import contextmanager
 from dataclasses import fields, replace
 
 import pytest
@@ -43,14 +44,16 @@ def train_in_a_process(root, recipe, barrier=None):
 
 def train_up_to_the_first_checkpoint(root, recipe):
     """As far as that, and then it waits to be killed."""
-    save = training.save_atomically
+    written_whole = training.written_whole
 
-    def save_and_wait(state, path):
-        save(state, path)
+    @contextmanager
+    def written_before_a_long_wait(path):
+        with written_whole(path) as file:
+            yield file
         while True:
             time.sleep(1)
 
-    training.save_atomically = save_and_wait
+    training.written_whole = written_before_a_long_wait
     train_in_a_process(root, recipe)
 
 

@@ -17,15 +17,9 @@ from robret_lib.data import Protocol, RetrievalData, Split
 from robret_lib.metrics import recall_at_k
 from robret_lib.models import embed
 from robret_lib.scores import robust_recall
-from tests.small_retrieval import DEVICES, DISTANCES, some_split, trained_model
+from tests.small_retrieval import DEVICES, DISTANCES, NAMES, searched_in_itself, some_split, trained_model
 
-NAMES = tuple("abcdefghij")
 ROOT = Path(__file__).parents[1]
-
-
-def searched_in_itself(count=300):
-    split = some_split(count, seed=10)
-    return RetrievalData("toy", some_split(40, 1), split, split, NAMES, Protocol("itself", "...", True, False))
 
 
 def asked_from_outside():
@@ -121,25 +115,27 @@ def test_bytes_and_several_labels(model):
 
 
 SCRIPT = """
-import sys
+import sys, time
+from contextlib import contextmanager
 from pathlib import Path
 import torch
 from robret_lib import scores
 from robret_lib.scores import robust_recall
-from tests.small_retrieval import trained_model
-from tests.test_scores import searched_in_itself
+from tests.small_retrieval import searched_in_itself, trained_model
 
 torch.set_num_threads(1)
 scores.BLOCK = 40
-save, saved = scores.save_atomically, []
+written_whole, written = scores.written_whole, []
 
-def save_and_wait(state, path):
-    save(state, path)
-    saved.append(path)
-    while len(saved) == int(sys.argv[2]):  # two files an attack
-        pass
+@contextmanager
+def written_and_counted(path):
+    with written_whole(path) as file:
+        yield file
+    written.append(path)
+    while len(written) == int(sys.argv[2]):  # two files an attack
+        time.sleep(1)
 
-scores.save_atomically = save_and_wait
+scores.written_whole = written_and_counted
 checkpoint = Path(sys.argv[1])
 robust_recall(trained_model(), searched_in_itself(), 0.04, queries=100, effort="quick", checkpoint=checkpoint)
 """

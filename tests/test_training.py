@@ -17,7 +17,7 @@ from torch import nn
 
 from robret_lib import mining, training
 from robret_lib.data import Split
-from robret_lib.files import save_atomically
+from robret_lib.files import written_whole
 from robret_lib.mining import spc2_epoch
 from robret_lib.objectives import TripletObjective
 from robret_lib.training import Schedule, seeded, train
@@ -72,9 +72,7 @@ def run_training(folder, steps=SCHEDULE.steps, pause=0.0):
     folder, model, objective = Path(folder), small_model(), ScaledTriplets(pause)
     schedule = SCHEDULE._replace(steps=steps)
     history = train(model, some_split(), objective, schedule, folder / "checkpoint", 3, norm_of_weights, 7)
-    save_atomically(
-        {"model": model.state_dict(), "objective": objective.state_dict(), "history": history}, folder / "end"
-    )
+    torch.save({"model": model.state_dict(), "objective": objective.state_dict(), "history": history}, folder / "end")
 
 
 def write_forever(path, size):
@@ -82,7 +80,8 @@ def write_forever(path, size):
     number = 0
     while True:
         number += 1
-        save_atomically({"number": number, "payload": torch.full((size,), float(number))}, Path(path))
+        with written_whole(path) as file:
+            torch.save({"number": number, "payload": torch.full((size,), float(number))}, file)
 
 
 @pytest.fixture(scope="module")
@@ -411,7 +410,6 @@ sys.path[:0] = [{tests!r}, {root!r}]
 import torch
 from test_training import SCHEDULE, ScaledTriplets, some_split
 from torch import nn
-from robret_lib.files import save_atomically
 from robret_lib.training import process_group, train
 
 torch.set_num_threads(1)
@@ -421,7 +419,7 @@ folder = Path({folder!r})
 with process_group("cpu") as rank:
     history = train(model, some_split(), objective, SCHEDULE, folder / "checkpoint", 3, validate_every=7)
     state = {{"model": model.state_dict(), "objective": objective.state_dict(), "history": history}}
-    save_atomically(state, folder / f"end{{rank}}")
+    torch.save(state, folder / f"end{{rank}}")
 """
 
 

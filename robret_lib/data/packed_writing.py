@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robret_lib.data.packed import PackedFile, labels_from
 from robret_lib.data.retrieval_data import DataError
+from robret_lib.files import written_whole
 
 
 def write_packed(
@@ -51,14 +52,8 @@ def write_packed(
         names=None if names is None else tuple(names),
         split=None if split is None else np.array(split),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **_members(packed))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as file:
+        np.savez(file, **_members(packed))
 
 
 def _members(packed: PackedFile) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from robret_lib.files import append
 from robret_lib.runs import provenance, records
 from robret_lib.runs.comparison import comparison, comparison_table, expected, results
 from robret_lib.runs.parameters import (
@@ -202,8 +203,7 @@ class Run:
 
     def _note(self, text: str) -> None:
         # Opened and closed for each note: nothing to close after a crash, and a SIGKILL loses none of it.
-        with self.log.open("a", encoding="utf-8") as log:
-            log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}\n")
+        append(self.log, f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}\n")
 
 
 def _torch_device(name: str) -> torch.device:

@@ -3,12 +3,12 @@
 import json
 import math
 import operator
-import os
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex
+
+from robret_lib.files import written_whole
 
 SCHEMA = 1
 
@@ -54,7 +54,7 @@ def plain(metrics: Mapping[str, Measured]) -> dict[str, dict[str, Any]]:
 
 
 def write(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record beside ``path``, then rename: a reader, or a crash, meets the whole file or none.
+    """Write a record, see `files.written_whole`.
 
     Raises:
         ValueError: where the record holds what JSON cannot, such as a tensor or NaN.
@@ -63,15 +63,8 @@ def write(path: Path, record: Mapping[str, Any]) -> None:
         text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{error}. A result is plain JSON: .tolist() for tensors, None for NaN.") from None
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as file:
+        file.write(f"{text}\n".encode())
 
 
 def read(path: Path, keys: Iterable[str]) -> dict[str, Any]:
