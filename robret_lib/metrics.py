@@ -1,4 +1,4 @@
-"""How good is a ranking? Distances, Recall@k, mAP, mAP@R and NMI, in chunks, so that large galleries fit in memory."""
+"""How good is a ranking? Recall@k, mAP, mAP@R and NMI, in chunks, so that large galleries fit in memory."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,54 +7,12 @@ import torch
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
+from robret_lib.distances import center_of, check_embeddings
+from robret_lib.distances import pairwise_distance as pairwise_distance  # chapters know it as metrics'
+
 CHUNK_BYTES = 64 * 2**20
-"""Size of one block of distances. Peak extra memory stays below eight such blocks (512 MiB) for any data set."""
-
-
-def pairwise_distance(queries: Tensor, gallery: Tensor, distance: str = "N") -> Tensor:
-    """Distances ``[A, B]`` between ``[A, D]`` and ``[B, D]``.
-
-    Args:
-        queries, gallery: Embeddings; unit vectors for distance "N" and "C".
-        distance: "N" and "E" are Euclidean, "C" is 1 - cosine.
-
-    One matrix product instead of a difference tensor: fast, but a vector's distance to itself comes out as
-    about 1e-4 rather than 0. Find self by index, never by the smallest distance.
-    """
-    return distance_to_columns(queries, gallery.T, gallery.square().sum(1), distance)
-
-
-def distance_to_columns(queries: Tensor, columns: Tensor, squares: Tensor, distance: str) -> Tensor:
-    """`pairwise_distance` for many calls with one gallery.
-
-    Args:
-        queries: Embeddings ``[A, D]``.
-        columns: The gallery as ``[D, B]``; the product is fastest where that is contiguous.
-        squares: Its squared lengths ``[B]``.
-        distance: As in `pairwise_distance`.
-    """
-    if distance not in ("N", "E", "C"):
-        raise ValueError(f'distance={distance!r}: expected "N", "E" or "C"')
-    with torch.autocast(queries.device.type, enabled=False):  # in bfloat16, whole classes would tie
-        if distance == "C":
-            return 1 - queries @ columns
-        products = torch.addmm(squares, queries, columns, alpha=-2)
-        return products.add_(queries.square().sum(1, keepdim=True)).clamp_(min=0).sqrt_()
-
-
-def row_distance(u: Tensor, v: Tensor, distance: str = "N", offset: float = 0.0) -> Tensor:
-    """Distances ``[*]`` between the rows of two broadcastable ``[*, D]``.
-
-    Args:
-        u, v: Embeddings; unit vectors for distance "N" and "C".
-        distance: As in `pairwise_distance`.
-        offset: Added to every coordinate of the difference, for "N" and "E". With 0 the gradient of the distance
-            between equals is zero; PyTorch's losses have 1e-6, which gives it one.
-    """
-    if distance == "C":
-        return 1 - (u * v).sum(-1)
-    difference = u - v + offset if offset else u - v
-    return torch.linalg.vector_norm(difference, dim=-1)
+"""Size of one block of distances. Peak extra memory stays below eight such blocks (512 MiB) and one float32 copy of the
+gallery for any data set."""
 
 
 def relevance(query_labels: Tensor, gallery_labels: Tensor) -> Tensor:
@@ -168,10 +126,12 @@ def nmi(embeddings: Tensor, labels: Tensor, seed: int = 0) -> float:
         labels: int ``[N]``.
         seed: Of the k-means initialization, the only randomness.
     """
-    if labels.ndim != 1 or len(labels) != len(embeddings) or not torch.isfinite(embeddings).all():
+    if labels.ndim != 1 or len(labels) != len(embeddings):
         shapes = f"{tuple(embeddings.shape)} and {tuple(labels.shape)}"
-        raise ValueError(f"embeddings and labels of shapes {shapes}: expected finite [N, D] and one int class each [N]")
-    points = embeddings.detach().float().cpu().contiguous().numpy()
+        raise ValueError(f"embeddings and labels of shapes {shapes}: expected [N, D] and one int class each [N]")
+    check_embeddings("embeddings", embeddings)
+    embeddings = embeddings.detach().cpu()
+    points = _relative(embeddings, center_of(embeddings)).numpy()
     per_cluster = {"min_points_per_centroid": 1, "max_points_per_centroid": 10**6}  # no warning, and no subsampling
     kmeans = faiss.Kmeans(points.shape[1], len(labels.unique()), niter=50, seed=seed, **per_cluster)
     kmeans.train(points)
@@ -194,14 +154,15 @@ def _blocks(
     That is the squared Euclidean distance less a constant of the query. The next block overwrites it. ``more`` is
     what else the caller keeps for a query, in bytes.
     """
-    queries, gallery = queries.to(gallery.device).float(), gallery.float()
-    squares, columns = gallery.square().sum(1), gallery.T
+    queries, center = queries.to(gallery.device), center_of(gallery)
+    columns = _relative(gallery, center).T
+    squares = columns.square().sum(0)
     size = max(1, CHUNK_BYTES // max(4 * len(gallery), more))
-    block = torch.empty(min(size, len(queries)), len(gallery), device=gallery.device)
+    block = torch.empty(min(size, len(queries)), len(gallery), dtype=torch.float32, device=gallery.device)
     for rows in _slices(len(queries), size):
         distances = block[: rows.stop - rows.start]
         with torch.no_grad(), torch.autocast(gallery.device.type, enabled=False):
-            torch.addmm(squares, queries[rows], columns, alpha=-2, out=distances)
+            torch.addmm(squares, _relative(queries[rows], center), columns, alpha=-2, out=distances)
         if self_excluded is not False:
             distances.scatter_(1, _own(rows, self_excluded, gallery.device), torch.inf)
         yield rows, distances
@@ -252,17 +213,24 @@ def _by_faiss(
     queries: Tensor, gallery: Tensor, k: int, self_excluded: bool | Tensor, width: int
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """As `_by_torch`; on the CPU faiss is the faster of the two."""
-    queries, items = queries.detach().cpu().float().contiguous(), gallery.detach().float().contiguous()
+    center = center_of(gallery.detach())
+    queries, items = queries.detach().cpu(), _relative(gallery.detach(), center)
     excluded = self_excluded is not False
     wanted = min(k + 1 + excluded, len(gallery))
     for rows in _slices(len(queries), max(1, CHUNK_BYTES // (width * (k + 2)))):
-        values, positions = map(torch.from_numpy, faiss.knn(queries[rows].numpy(), items.numpy(), wanted))
+        nearby = _relative(queries[rows], center)
+        values, positions = map(torch.from_numpy, faiss.knn(nearby.numpy(), items.numpy(), wanted))
         if excluded:
             found, place = (positions == _own(rows, self_excluded, items.device)).max(1, keepdim=True)
             columns = torch.arange(wanted - 1).expand(len(positions), -1)
             columns = columns + (found & (columns >= place))  # step over self, where it is among them
             values, positions = values.gather(1, columns), positions.gather(1, columns)
         yield rows, values, positions
+
+
+def _relative(embeddings: Tensor, center: Tensor) -> Tensor:
+    """Float32 rows relative to a center, see `distances`; they are subtracted before digits are dropped."""
+    return (embeddings.to(center.dtype) - center).float()
 
 
 def _in_order(queries: Tensor, gallery: Tensor, k: int, self_excluded: bool | Tensor) -> Tensor:
@@ -332,8 +300,8 @@ def _check(
         counts = f"{len(query_labels)} and {len(gallery_labels)}"
         raise ValueError(f"{counts} labels for {len(queries)} queries and {len(gallery)} gallery items")
     _check_kinds(query_labels, gallery_labels)
-    if not (torch.isfinite(queries).all() and torch.isfinite(gallery).all()):
-        raise ValueError("embeddings hold NaN or infinity: nothing can be ranked by them")
+    check_embeddings("queries", queries)
+    check_embeddings("gallery", gallery)
     if self_excluded is True and len(queries) > len(gallery):
         raise ValueError(f"self_excluded=True with {len(queries)} queries and a gallery of {len(gallery)}")
     if not isinstance(self_excluded, bool | Tensor):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from robret_lib import mining
-from robret_lib.metrics import pairwise_distance, row_distance
+from robret_lib.distances import pairwise_distance, row_distance
 from robret_lib.mining import Mode, Sampler
 from robret_lib.models import Distance
 

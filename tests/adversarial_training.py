@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from robret_lib import mining, models, training
 from robret_lib.attacks import PGD
 from robret_lib.data import RetrievalData, data_root
-from robret_lib.metrics import pairwise_distance, row_distance
+from robret_lib.distances import pairwise_distance, row_distance
 from robret_lib.objectives import triplet_loss
 
 

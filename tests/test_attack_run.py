@@ -13,7 +13,7 @@ from torch import nn
 from robret_lib import attacks
 from robret_lib.attacks import PGD, AutoPGD, Averaged, Gallery, Plan, Transfer, embedding, ranking
 from robret_lib.attacks import run as run_module_or_function
-from robret_lib.metrics import pairwise_distance
+from robret_lib.distances import pairwise_distance
 from robret_lib.models import embed
 from tests.small_retrieval import DEVICES, SIZE, gallery_on, seeded, some_split, trained_model
 

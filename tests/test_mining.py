@@ -9,7 +9,7 @@ import torch
 from scipy.stats import chisquare
 
 from robret_lib import mining
-from robret_lib.metrics import pairwise_distance
+from robret_lib.distances import pairwise_distance
 
 DRAWS = 600
 SPREADS = (0.05, 0.3, 1.0)  # of a class: far apart (only fallbacks), touching, mixed

@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 
 from robret_lib.attacks import Gallery
 from robret_lib.attacks.ranking_losses import ItemSets, QueryHinges, SoftMargin, SortedDistances
-from robret_lib.metrics import pairwise_distance, row_distance
+from robret_lib.distances import pairwise_distance, row_distance
 from tests.small_retrieval import DEVICES
 
 DISTANCES = ["N", "E", "C"]
@@ -23,7 +23,7 @@ def vectors(count, distance, seed, dtype=torch.float64):
 def slow_distance(u: Tensor, v: Tensor, distance: str) -> Tensor:
     """Between the last axes of two broadcastable tensors, by explicit differences."""
     if distance == "C":
-        return 1 - (u * v).sum(-1)
+        return (u - v).square().sum(-1) / 2
     return (u - v).square().sum(-1).sqrt()
 
 
@@ -62,6 +62,14 @@ def test_distances_to_a_gallery_are_the_library_s(distance):
     actual = Gallery(gallery, distance).distances_from(queries)
     torch.testing.assert_close(actual, pairwise_distance(queries, gallery, distance), rtol=0, atol=1e-12)
     torch.testing.assert_close(actual, slow_distance(queries[:, None], gallery, distance), rtol=0, atol=1e-12)
+
+
+def test_half_the_squared_distance_of_unit_vectors_is_the_cosine_distance_with_its_gradient():
+    u, v = vectors(BATCH, "E", 0).requires_grad_(True), vectors(BATCH, "C", 1)
+    half, cosine = row_distance(normalize(u, dim=1), v, "C"), 1 - (normalize(u, dim=1) * v).sum(1)
+    torch.testing.assert_close(half, cosine, rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad(distance.sum(), u)[0] for distance in (half, cosine)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("device", DEVICES)

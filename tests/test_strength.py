@@ -13,7 +13,7 @@ from robret_lib import data
 from robret_lib.attacks import PGD, AutoPGD, Benign, Plan
 from robret_lib.attacks.embedding import EmbeddingShift, Margin
 from robret_lib.attacks.search.passes import Loss
-from robret_lib.metrics import row_distance
+from robret_lib.distances import row_distance
 from tests.benchmarks.networks import ATTACKS, attacked, mean_loss, network
 
 pytestmark = pytest.mark.timeout(3000)  # the network that resists is trained here, once; on a busy machine that is long

@@ -13,7 +13,8 @@ from torch.nn.functional import normalize
 from robret_lib.attacks.attack import Benign, Plan
 from robret_lib.attacks.gallery import Gallery
 from robret_lib.attacks.ranking_losses import ItemSets, SoftMargin
-from robret_lib.metrics import hits_at_k, relevance, row_distance
+from robret_lib.distances import row_distance
+from robret_lib.metrics import hits_at_k, relevance
 
 HAIR = 1e-3
 """How far from the benign embedding the point lies from which `EmbeddingShift` flees, in lengths of an embedding."""
@@ -112,7 +113,7 @@ def _a_hair_aside(benign: Benign) -> Tensor:
     towards = nearest - benign.embeddings
     if not others.any(1).all():  # where all embeddings are alike, any direction will do
         towards = torch.where(others.any(1, keepdim=True), towards, torch.ones_like(towards))
-    length = gallery.squares.mean().sqrt().clamp(min=1e-6)
+    length = gallery.embeddings.square().sum(1).mean().sqrt().clamp(min=1e-6)
     return benign.embeddings + HAIR * length * normalize(towards, dim=1)
 
 

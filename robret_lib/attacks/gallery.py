@@ -6,7 +6,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from robret_lib.metrics import check_labels, distance_to_columns
+from robret_lib.distances import Centered
+from robret_lib.metrics import check_labels
 from robret_lib.models import Distance, EmbeddingModel, embed
 
 SPREAD_SAMPLE = 256
@@ -50,14 +51,9 @@ class Gallery:
         return len(self.embeddings)
 
     @cached_property
-    def columns(self) -> Tensor:
-        """The embeddings as ``[D, N]``, contiguous: the memory order in which the product is fastest."""
-        return self.embeddings.T.contiguous()
-
-    @cached_property
-    def squares(self) -> Tensor:
-        """Squared length of every item, ``[N]``."""
-        return self.embeddings.square().sum(1)
+    def centered(self) -> Centered:
+        """The embeddings made ready for the distances to them."""
+        return Centered.of(self.embeddings)
 
     @cached_property
     def euclidean(self) -> "Gallery":
@@ -85,22 +81,11 @@ class Gallery:
 
     def distances_from(self, queries: Tensor) -> Tensor:
         """Distances ``[A, N]`` from any embeddings ``[A, D]`` to all items."""
-        return distance_to_columns(queries, self.columns, self.squares, self.distance)
+        return self.centered.distances_from(queries, self.distance)
 
     def pulled_back(self, slopes: Tensor, queries: Tensor, distances: Tensor) -> Tensor:
-        """The gradient ``[A, D]`` by the queries of a function of their distances: one matrix product.
-
-        With a_x the slope by d(q, x): ``sum_x a_x (q - x) / d(q, x)``, or ``- sum_x a_x x`` for "C".
-
-        Args:
-            slopes: ``[A, N]``; overwritten.
-            queries, distances: ``[A, D]``, and what `distances_from` gives for them.
-        """
-        if self.distance == "C":
-            return -(slopes @ self.columns.T)
-        slopes /= distances.masked_fill(distances == 0, torch.inf)  # an item at the query itself has no slope
-        total = slopes.sum(1, keepdim=True) * queries
-        return total.addmm_(slopes, self.columns.T, alpha=-1)
+        """The gradient ``[A, D]`` by queries of a function of their distances, see `Centered.pulled_back`."""
+        return self.centered.pulled_back(slopes, queries, distances, self.distance)
 
     def nearest(self, own: Tensor, size: int, chunk: int = 1024) -> Tensor:
         """Positions ``[B, size]`` of the nearest items of the items ``own [B]``, in order, themselves excluded."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from robret_lib.attacks.attack import Benign, Plan
 from robret_lib.attacks.gallery import Gallery
 from robret_lib.attacks.ranking_losses import QueryHinges, SortedDistances
-from robret_lib.metrics import row_distance
+from robret_lib.distances import row_distance
 from robret_lib.mining import Mode
 
 __all__ = ["CandidateAttack", "Direction", "Gallery", "QueryAttack", "SemanticsPreservingQueryAttack"]
