@@ -2,7 +2,8 @@
 
 The product gives ``|q|^2 - 2 q x + |x|^2``, which loses the digits of every distance that is small beside the lengths
 of q and x: those of a collapsed model, or of embeddings far from the origin. So both sides are taken relative to a
-central item of the gallery first, which changes no distance.
+central item of the gallery first, which changes no distance. What remains: of two items whose distances differ by less
+than some 1e-4 of the gallery's own spread, float32 does not know which is nearer.
 """
 
 from typing import NamedTuple
@@ -99,8 +100,15 @@ def center_of(gallery: Tensor) -> Tensor:
     return gallery[nearness.argmin()].to(torch.promote_types(gallery.dtype, torch.float32))
 
 
+def relative(embeddings: Tensor, center: Tensor) -> Tensor:
+    """Embeddings ``[A, D]`` less the center, as contiguous float32: subtracted first, then rounded."""
+    return (embeddings.to(center.dtype) - center).float().contiguous()
+
+
 def check_embeddings(name: str, embeddings: Tensor) -> None:
     """Raise a ValueError where nothing can be ranked: NaN, infinity, or numbers whose squares overflow float32."""
+    if not embeddings.numel():
+        return
     low, high = (bound.item() for bound in embeddings.aminmax())
     if not (-torch.inf < low and high < torch.inf):  # in this direction NaN is found too
         raise ValueError(f"{name} hold NaN or infinity: nothing can be ranked by them")

@@ -8,6 +8,7 @@ import io
 import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import faiss
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robret_lib.distances import center_of, check_embeddings, relative
 from robret_lib.files import written_whole
 
 Kind = Literal["exact", "ivf", "hnsw", "pq", "binary"]
@@ -34,11 +36,13 @@ class Index:
         kind: See `build`.
         dim: Dimensions D of the vectors, or bits of the codes.
         engine: The faiss index, for what this class does not do.
+        center: What is subtracted from all vectors first, ``[D]``, see `distances`; None for codes.
     """
 
     kind: Kind
     dim: int
     engine: faiss.Index | faiss.IndexBinary
+    center: Tensor | None = None
 
     def __len__(self) -> int:
         return self.engine.ntotal
@@ -52,17 +56,18 @@ class Index:
 
         Returns:
             Distances ``[A, k]`` and gallery positions int64 ``[A, k]``, always k of them. Euclidean distances
-            (float32, not squared; up to about 1e-3 off, so a vector may be 1e-3 away from itself), to the
-            quantized vectors for "pq"; Hamming distances (int64) for "binary". The order of equals is left open.
+            (float32, not squared; up to about 1e-3 of the gallery's spread off, so a vector may be as far away from
+            itself), to the quantized vectors for "pq"; Hamming distances (int64) for "binary". The order of equals is
+            left open.
 
         Raises:
-            ValueError: Wrong shape, NaN, codes other than -1 and +1, or k out of range.
+            ValueError: Wrong shape, NaN, numbers whose squares overflow, codes other than -1 and +1, or k out of range.
         """
         if not 1 <= k <= len(self):
             raise ValueError(f"k={k}: expected 1 to {len(self)}, the size of the gallery")
-        rows = _rows(queries, self.kind, "queries")
-        if queries.shape[1] != self.dim:
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise ValueError(f"queries of shape {tuple(queries.shape)}: the gallery has {self.dim} dimensions")
+        rows = _rows("queries", queries, self.center)
         distances, positions = self.engine.search(rows, k)
         self._complete(rows, distances, positions)
         if self.kind == "binary":
@@ -75,7 +80,8 @@ class Index:
         """Write to a file that is, at any moment, the old one or the new one, whole."""
         serialize = faiss.serialize_index_binary if self.kind == "binary" else faiss.serialize_index
         with written_whole(path) as file:
-            np.savez(file, kind=self.kind, dim=self.dim, engine=serialize(self.engine))
+            members = {} if self.center is None else {"center": self.center.numpy()}
+            np.savez(file, kind=self.kind, dim=self.dim, engine=serialize(self.engine), **members)
 
     def _complete(self, rows: np.ndarray, distances: np.ndarray, positions: np.ndarray) -> None:
         """Search exactly, in place, where the visited lists or the graph held fewer than k items (faiss: -1)."""
@@ -121,15 +127,16 @@ def build(
             become 128 bytes. More are more exact and take more memory and time.
 
     Raises:
-        ValueError: NaN or infinity, codes other than -1 and +1, an option of another kind or out of range, too few
-            items to train "ivf" or "pq".
+        ValueError: NaN or infinity, numbers whose squares overflow, codes other than -1 and +1, an option of another
+            kind or out of range, too few items to train "ivf" or "pq".
     """
     given = {"lists": lists, "probes": probes, "links": links, "candidates": candidates, "parts": parts}
     _check_options(kind, {name: value for name, value in given.items() if value is not None})
-    rows = _rows(embeddings, kind, "embeddings")
+    if embeddings.ndim != 2 or not embeddings.numel():
+        raise ValueError(f"embeddings of shape {tuple(embeddings.shape)}: expected [N, D], at least one to search in")
     size, dim = embeddings.shape
-    if not size:
-        raise ValueError("embeddings of no items: expected at least one to search in")
+    center = None if kind == "binary" else center_of(embeddings.detach().cpu())
+    rows = _rows("embeddings", embeddings, center)
     if kind == "ivf":
         engine = _inverted_file(size, dim, lists, probes)
     elif kind == "hnsw":
@@ -141,16 +148,25 @@ def build(
         engine = faiss.IndexBinaryFlat(8 * rows.shape[1]) if kind == "binary" else faiss.IndexFlatL2(dim)
     engine.train(rows)
     engine.add(rows)
-    return Index(kind, dim, engine)
+    return Index(kind, dim, engine, center)
 
 
 def read(path: str | os.PathLike[str]) -> Index:
-    """Read what `Index.save` wrote. Nothing is unpickled."""
-    with open(path, "rb") as file:
-        stored = np.load(io.BytesIO(file.read()), allow_pickle=False)
-    kind = str(stored["kind"])
-    deserialize = faiss.deserialize_index_binary if kind == "binary" else faiss.deserialize_index
-    return Index(kind, int(stored["dim"]), deserialize(stored["engine"]))
+    """Read what `Index.save` wrote. Nothing is unpickled.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: Naming the path, where it is damaged or no index.
+    """
+    content = Path(path).read_bytes()
+    try:
+        stored = np.load(io.BytesIO(content), allow_pickle=False)
+        kind = str(stored["kind"])
+        deserialize = faiss.deserialize_index_binary if kind == "binary" else faiss.deserialize_index
+        center = None if kind == "binary" else torch.from_numpy(stored["center"])
+        return Index(kind, int(stored["dim"]), deserialize(stored["engine"]), center)
+    except Exception as error:  # reading a damaged file can fail in any way
+        raise ValueError(f"{path} is no index, or a damaged one ({error}): build and save it again") from error
 
 
 def _inverted_file(size: int, dim: int, lists: int | None, probes: int | None) -> faiss.IndexIVFFlat:
@@ -177,15 +193,12 @@ def _product_quantizer(size: int, dim: int, parts: int | None) -> faiss.IndexPQ:
     return engine
 
 
-def _rows(vectors: Tensor, kind: Kind, name: str) -> np.ndarray:
+def _rows(name: str, vectors: Tensor, center: Tensor | None) -> np.ndarray:
     """What faiss takes: float32 ``[N, D]``, or for codes uint8 ``[N, ceil(bits / 8)]``, padded with equal bits."""
-    if vectors.ndim != 2 or not vectors.shape[1]:
-        raise ValueError(f"{name} of shape {tuple(vectors.shape)}: expected [N, D]")
     vectors = vectors.detach().cpu()
-    if kind != "binary":
-        if not torch.isfinite(vectors).all():
-            raise ValueError(f"{name} hold NaN or infinity: nothing can be ranked by them")
-        return vectors.float().contiguous().numpy()
+    if center is not None:
+        check_embeddings(name, vectors)
+        return relative(vectors, center).numpy()
     if not (vectors.abs() == 1).all():
         raise ValueError(
             f'{name} hold values other than -1 and +1: kind="binary" takes codes, such as embeddings.sign()'

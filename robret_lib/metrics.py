@@ -7,7 +7,7 @@ import torch
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
-from robret_lib.distances import center_of, check_embeddings
+from robret_lib.distances import center_of, check_embeddings, relative
 from robret_lib.distances import pairwise_distance as pairwise_distance  # chapters know it as metrics'
 
 CHUNK_BYTES = 64 * 2**20
@@ -131,7 +131,7 @@ def nmi(embeddings: Tensor, labels: Tensor, seed: int = 0) -> float:
         raise ValueError(f"embeddings and labels of shapes {shapes}: expected [N, D] and one int class each [N]")
     check_embeddings("embeddings", embeddings)
     embeddings = embeddings.detach().cpu()
-    points = _relative(embeddings, center_of(embeddings)).numpy()
+    points = relative(embeddings, center_of(embeddings)).numpy()
     per_cluster = {"min_points_per_centroid": 1, "max_points_per_centroid": 10**6}  # no warning, and no subsampling
     kmeans = faiss.Kmeans(points.shape[1], len(labels.unique()), niter=50, seed=seed, **per_cluster)
     kmeans.train(points)
@@ -155,14 +155,14 @@ def _blocks(
     what else the caller keeps for a query, in bytes.
     """
     queries, center = queries.to(gallery.device), center_of(gallery)
-    columns = _relative(gallery, center).T
+    columns = relative(gallery, center).T
     squares = columns.square().sum(0)
     size = max(1, CHUNK_BYTES // max(4 * len(gallery), more))
     block = torch.empty(min(size, len(queries)), len(gallery), dtype=torch.float32, device=gallery.device)
     for rows in _slices(len(queries), size):
         distances = block[: rows.stop - rows.start]
         with torch.no_grad(), torch.autocast(gallery.device.type, enabled=False):
-            torch.addmm(squares, _relative(queries[rows], center), columns, alpha=-2, out=distances)
+            torch.addmm(squares, relative(queries[rows], center), columns, alpha=-2, out=distances)
         if self_excluded is not False:
             distances.scatter_(1, _own(rows, self_excluded, gallery.device), torch.inf)
         yield rows, distances
@@ -214,11 +214,11 @@ def _by_faiss(
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """As `_by_torch`; on the CPU faiss is the faster of the two."""
     center = center_of(gallery.detach())
-    queries, items = queries.detach().cpu(), _relative(gallery.detach(), center)
+    queries, items = queries.detach().cpu(), relative(gallery.detach(), center)
     excluded = self_excluded is not False
     wanted = min(k + 1 + excluded, len(gallery))
     for rows in _slices(len(queries), max(1, CHUNK_BYTES // (width * (k + 2)))):
-        nearby = _relative(queries[rows], center)
+        nearby = relative(queries[rows], center)
         values, positions = map(torch.from_numpy, faiss.knn(nearby.numpy(), items.numpy(), wanted))
         if excluded:
             found, place = (positions == _own(rows, self_excluded, items.device)).max(1, keepdim=True)
@@ -226,11 +226,6 @@ def _by_faiss(
             columns = columns + (found & (columns >= place))  # step over self, where it is among them
             values, positions = values.gather(1, columns), positions.gather(1, columns)
         yield rows, values, positions
-
-
-def _relative(embeddings: Tensor, center: Tensor) -> Tensor:
-    """Float32 rows relative to a center, see `distances`; they are subtracted before digits are dropped."""
-    return (embeddings.to(center.dtype) - center).float()
 
 
 def _in_order(queries: Tensor, gallery: Tensor, k: int, self_excluded: bool | Tensor) -> Tensor:

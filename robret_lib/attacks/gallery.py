@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from robret_lib.distances import Centered
+from robret_lib.distances import Centered, check_embeddings
 from robret_lib.metrics import check_labels
 from robret_lib.models import Distance, EmbeddingModel, embed
 
@@ -36,6 +36,7 @@ class Gallery:
     def __post_init__(self) -> None:
         if self.embeddings.ndim != 2 or len(self.embeddings) < 2:
             raise ValueError(f"embeddings {tuple(self.embeddings.shape)}: expected [N, D] with N of at least 2")
+        check_embeddings("gallery embeddings", self.embeddings)
         for name, given in (("labels", self.labels), ("images", self.images)):
             if given is not None and len(given) != len(self):
                 raise ValueError(f"{len(given)} {name} of {len(self)} embeddings: expected one each")
