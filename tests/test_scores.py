@@ -248,8 +248,8 @@ def test_data_may_lie_on_the_gpu(models):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"eps": 8}, "eps=8: expected pixel units, black is 0 and white 1; usual on photographs is 8/255"),
-        ({"eps": -0.1}, "eps=-0.1: expected pixel units"),
+        ({"eps": 8}, "eps=8: expected pixel units, black is 0 and white is 1; 8/255 is meant?"),
+        ({"eps": -0.1}, "eps=-0.1: expected a finite length"),
         ({"norm": "l1"}, "norm='l1'"),
         ({"effort": "great"}, r"effort='great': expected one of \('quick', 'standard', 'thorough'\)"),
         ({"queries": 0}, "queries=0: expected 1 to 40, positions below 40, int64"),

@@ -99,7 +99,7 @@ def test_the_preserved_set_is_that_of_the_attacked_model(direction, model, galle
 
 
 def test_a_surrogate_without_a_distance_is_refused():
-    with pytest.raises(TypeError, match="a surrogate of type Flatten has no distance: wrap it in models"):
+    with pytest.raises(TypeError, match="a model of type Flatten has no distance: wrap it in models"):
         Transfer(nn.Flatten(), SEARCH)
 
 

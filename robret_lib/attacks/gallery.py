@@ -8,7 +8,7 @@ from torch import Tensor
 
 from robret_lib.distances import Centered, check_embeddings
 from robret_lib.metrics import check_labels
-from robret_lib.models import Distance, EmbeddingModel, embed
+from robret_lib.models import Distance, EmbeddingModel, distance_of, embed
 
 SPREAD_SAMPLE = 256
 """From how many items `Gallery.spread` looks at all others."""
@@ -46,7 +46,7 @@ class Gallery:
     @classmethod
     def of(cls, model: EmbeddingModel, images: Tensor, labels: Tensor | None = None) -> "Gallery":
         """Embed gallery images ``[N, C, H, W]``; labels int ``[N]`` or multi-hot ``[N, C]``."""
-        return cls(embed(model, images), model.distance, labels, images)
+        return cls(embed(model, images), distance_of(model), labels, images)
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -68,7 +68,7 @@ class Gallery:
         The unit in which a temperature means the same for every distance and every model.
         """
         device, count = self.embeddings.device, min(SPREAD_SAMPLE, len(self))
-        sample = torch.linspace(0, len(self) - 1, count).long().to(device)
+        sample = torch.linspace(0, len(self) - 1, count, dtype=torch.float64).long().to(device)
         sums = torch.zeros(2, dtype=torch.float64, device=device)
         for part in sample.split(max(1, SPREAD_BYTES // (8 * len(self)))):
             distances = self.distances(part).double().scatter_(1, part[:, None], 0)  # to itself: counts for nothing

@@ -172,7 +172,8 @@ def _draw_targets(
     if replacement:
         columns = torch.randint(pool.shape[1], (len(benign), n_targets), generator=generator)
     else:
-        columns = torch.rand(len(benign), pool.shape[1], generator=generator).argsort(1)[:, :n_targets]
+        order = torch.rand(len(benign), pool.shape[1], generator=generator, dtype=torch.float32).argsort(1)
+        columns = order[:, :n_targets]
     return pool.gather(1, columns.to(device))
 
 
@@ -205,7 +206,7 @@ def _percent(closer: Tensor, gallery: Gallery) -> Tensor:
 
 
 def _signs(direction: Direction, count: int, gallery: Gallery) -> Tensor:
-    return torch.full((count,), 1.0 if direction == "raise" else -1.0, device=gallery.embeddings.device)
+    return gallery.embeddings.new_full((count,), 1.0 if direction == "raise" else -1.0)
 
 
 def _check(direction: Direction, n_targets: int, mode: Mode) -> None:

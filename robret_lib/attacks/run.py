@@ -18,7 +18,7 @@ from robret_lib.attacks.search.ball import check_images
 from robret_lib.attacks.search.passes import Loss, Search
 from robret_lib.data import as_float
 from robret_lib.metrics import check_labels
-from robret_lib.models import EmbeddingModel, embed
+from robret_lib.models import EmbeddingModel, distance_of, embed
 
 PLAN_BYTES = 512 * 2**20
 """What an attack may keep for one batch. Wide attacks on large galleries run in smaller batches than asked for."""
@@ -47,6 +47,7 @@ class Result:
     backward_passes: float
 
 
+@torch.inference_mode(False)  # where the caller is in it, no search could take a gradient
 def run(
     attack: Attack,
     model: EmbeddingModel,
@@ -192,8 +193,8 @@ def _check(
     labels: Tensor | None,
     batch_size: int,
 ) -> None:
-    if model.distance != gallery.distance:
-        raise ValueError(f"the model's distance is {model.distance!r}, the gallery's {gallery.distance!r}")
+    if distance_of(model) != gallery.distance:
+        raise ValueError(f"the model's distance is {distance_of(model)!r}, the gallery's {gallery.distance!r}")
     if not len(images):
         raise ValueError("0 images: expected at least one")
     if batch_size < 1:

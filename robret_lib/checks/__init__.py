@@ -15,7 +15,7 @@ from torchvision.ops import StochasticDepth
 
 from robret_lib.checks import normalization
 from robret_lib.data import as_float
-from robret_lib.models import frozen
+from robret_lib.models import embeddings_of, frozen, has_batch_statistics
 
 SAME = 1e-3
 """Embeddings of two equal passes closer than this share of their length are the same."""
@@ -67,7 +67,7 @@ def inspect(model: nn.Module, images: Tensor) -> Report:
 
     Runs in evaluation mode, as every evaluation here does. It cannot see what a model does to other images, whether
     a gradient points the right way (attack with another method to find out), or a wrong normalization of a network
-    without BatchNorm2d that applies it once (see `normalization`).
+    without BatchNorm that applies it once (see `normalization`).
 
     Args:
         model: Takes images in [0, 1] on its own device; ``.distance`` as in `models.EmbeddingModel`, if it has one.
@@ -81,16 +81,14 @@ def inspect(model: nn.Module, images: Tensor) -> Report:
     findings = [pixel_range(images), evaluation_mode(model)]
     if images.dtype == torch.uint8 or findings[0].ok:
         weight = next(model.parameters(), images)
-        with frozen(model):
-            findings += _checks_of_embeddings(model, as_float(images.to(weight.device)))
+        with torch.inference_mode(False), frozen(model):
+            findings += _checks_of_embeddings(model, as_float(images.to(weight.device).clone()))
     return Report(tuple(findings))
 
 
 def _checks_of_embeddings(model: nn.Module, images: Tensor) -> list[Finding]:
     with torch.no_grad():
-        embeddings = model(images)
-    if embeddings.ndim != 2 or len(embeddings) != len(images):
-        raise ValueError(f"the model returned shape {tuple(embeddings.shape)}: expected embeddings [{len(images)}, D]")
+        embeddings = embeddings_of(model, images)
     findings = [finite(embeddings)]
     if findings[0].ok:
         findings += [
@@ -156,7 +154,7 @@ def different(embeddings: Tensor) -> Finding:
 def repeatable(model: nn.Module, images: Tensor, embeddings: Tensor) -> Finding:
     """A second pass gives the same embeddings."""
     with torch.no_grad():
-        change = (model(images) - embeddings).norm(dim=1).max() / _length(embeddings)
+        change = (embeddings_of(model, images) - embeddings).norm(dim=1).max() / _length(embeddings)
     seen = f"a second pass moves them by {_percent(change)} of their length"
     trouble = "an attack on one draw is measured on another, which hides what it found. Attack the mean of many draws."
     return _finding("repeatable embeddings", change < SAME, seen, trouble)
@@ -165,7 +163,7 @@ def repeatable(model: nn.Module, images: Tensor, embeddings: Tensor) -> Finding:
 def independent_of_batch(model: nn.Module, images: Tensor, embeddings: Tensor) -> Finding:
     """The first four images embed alone as in their batch."""
     with torch.no_grad():
-        alone = torch.cat([model(image) for image in images[:4].split(1)])
+        alone = torch.cat([embeddings_of(model, image) for image in images[:4].split(1)])
     change = (alone - embeddings[:4]).norm(dim=1).max() / _length(embeddings)
     seen = f"alone instead of in the batch, images move by {_percent(change)} of their length"
     trouble = "results depend on who shares a batch. Give BatchNorm running statistics."
@@ -193,8 +191,9 @@ def gradient(model: nn.Module, images: Tensor) -> Finding:
     """The gradient of a fixed direction in embedding space reaches every image, and is finite."""
     with torch.enable_grad():
         pixels = images.clone().requires_grad_(True)
-        embeddings = model(pixels)
-        direction = torch.randn(embeddings.shape[1], generator=torch.Generator().manual_seed(0)).to(embeddings)
+        embeddings = embeddings_of(model, pixels)
+        direction = torch.randn(embeddings.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+        direction = direction.to(embeddings)
         loss = (embeddings @ direction).sum()
         found = torch.autograd.grad(loss, pixels, allow_unused=True)[0] if loss.requires_grad else None
     lengths = torch.zeros(len(images)) if found is None else found.flatten(1).norm(dim=1)
@@ -217,7 +216,7 @@ def _is_live(module: nn.Module) -> bool:
         return module.p > 0
     if isinstance(module, DropPath):
         return module.drop_prob > 0
-    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+    return has_batch_statistics(module)
 
 
 def _length(embeddings: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from robret_lib.models import IMAGENET_MEAN, IMAGENET_STD
+from robret_lib.models import IMAGENET_MEAN, IMAGENET_STD, embeddings_of
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]
 
@@ -81,12 +82,12 @@ def entry(model: nn.Module, images: Tensor) -> Entry | None:
 
 
 def better_fit(model: nn.Module, images: Tensor, seen: Entry) -> str | None:
-    """The usual normalization that suits the first BatchNorm2d better than the one applied; None if there is none.
+    """The usual normalization that suits the first BatchNorm better than the one applied; None if there is none.
 
     Shows the first layer the pixels under each usual normalization, and compares mean and variance of what then
-    enters the first BatchNorm2d with its running statistics. With EfficientNet-Lite0 on 16 batches of photos
+    enters the first BatchNorm with its running statistics. With EfficientNet-Lite0 on 16 batches of photos
     (birds, cars, groceries, everyday scenes; 4 to 32 a batch; 64 to 224 pixels) the right one was 1.8 to 100 times
-    closer than every wrong one; 1.5 times counts here. None also where nothing can be compared: no BatchNorm2d, or
+    closer than every wrong one; 1.5 times counts here. None also where nothing can be compared: no such BatchNorm, or
     one that keeps no statistics or was never trained.
     """
     memory = _first_batchnorm(model, images)
@@ -105,20 +106,21 @@ def better_fit(model: nn.Module, images: Tensor, seen: Entry) -> str | None:
     return best if 1.5 * mismatch[best] < _mismatch(model, images, seen, seen.total, memory) else None
 
 
-def _first_batchnorm(model: nn.Module, images: Tensor) -> nn.BatchNorm2d | None:
+def _first_batchnorm(model: nn.Module, images: Tensor) -> _BatchNorm | None:
     """The first one called, if it remembers anything."""
-    called: list[nn.BatchNorm2d] = []
+    called: list[nn.Module] = []
 
     def note(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        called.append(module)  # type: ignore[arg-type]
-        raise _Enough
+        if arguments[0].ndim == 4:
+            called.append(module)
+            raise _Enough
 
-    _run(model, images, [(module, note) for module in model.modules() if isinstance(module, nn.BatchNorm2d)])
+    _run(model, images, [(module, note) for module in model.modules() if isinstance(module, _BatchNorm)])
     remembers = called and called[0].running_mean is not None and called[0].running_mean.any()
     return called[0] if remembers else None
 
 
-def _mismatch(model: nn.Module, images: Tensor, seen: Entry, instead: Affine, memory: nn.BatchNorm2d) -> float:
+def _mismatch(model: nn.Module, images: Tensor, seen: Entry, instead: Affine, memory: _BatchNorm) -> float:
     """Divergence (nats a channel) of what enters the BatchNorm from its memory, both taken as Gaussians."""
     entering: list[Tensor] = []
 
@@ -142,7 +144,7 @@ def _run(model: nn.Module, images: Tensor, hooks: list[tuple[nn.Module, Hook]]) 
     handles = [module.register_forward_pre_hook(hook) for module, hook in hooks]
     try:
         with suppress(_Enough), torch.no_grad():
-            model(images)
+            embeddings_of(model, images)
     finally:
         for handle in handles:
             handle.remove()

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from robret_lib.attacks.search.ball import Ball, Norm, check_count, check_images, check_norm, check_radius
+from robret_lib.attacks.search.ball import Ball, Norm, check_count, check_images, check_length, check_norm
 from robret_lib.attacks.search.passes import Loss, NanWatch, losses, losses_and_gradient
 from robret_lib.attacks.search.schedules import APGD, Best, Falling, Schedule
 from robret_lib.models import frozen
@@ -50,10 +50,10 @@ class AutoPGD:
     schedule: ScheduleName | Callable[[Ball, int], Schedule] = "momentum"
 
     def __post_init__(self) -> None:
-        check_radius(self.eps)
+        check_norm(self.norm)
+        check_length("eps", self.eps, self.norm)
         check_count("steps", self.steps)
         check_count("restarts", self.restarts)
-        check_norm(self.norm)
         if not callable(self.schedule) and self.schedule not in SCHEDULES:
             raise ValueError(f"schedule={self.schedule!r}: expected one of {get_args(ScheduleName)}")
 

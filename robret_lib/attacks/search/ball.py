@@ -46,12 +46,14 @@ class Ball:
         shape = len(images), count, *images.shape[1:]
         where = images.device if generator is None else generator.device
         if self.norm == "linf":
-            return torch.rand(shape, generator=generator, device=where).mul_(2).sub_(1).mul_(self.eps)
+            draws = torch.rand(shape, generator=generator, dtype=torch.float32, device=where)
+            return draws.mul_(2).sub_(1).mul_(self.eps)
         # The first n coordinates of a uniform point on the sphere in n + 2 dimensions are uniform in the n-ball. The
         # row length is a multiple of 16, the block in which torch's CPU generator draws normal numbers.
         pixels = images.shape[1:].numel()
         width = -(-(pixels + 2) // 16) * 16
-        normal = torch.randn(len(images), count, width, generator=generator, device=where)[..., : pixels + 2]
+        draws = torch.randn(len(images), count, width, generator=generator, dtype=torch.float32, device=where)
+        normal = draws[..., : pixels + 2]
         ball = normal / normal.norm(dim=-1, keepdim=True)
         return (self.eps * ball[..., :pixels]).reshape(shape)
 
@@ -63,10 +65,12 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     return gradient / _lengths(gradient).clamp_(min=1e-12)
 
 
-def check_radius(eps: float) -> None:
-    """Raise a ValueError unless it is a finite number of at least 0."""
-    if not isinstance(eps, numbers.Real) or not 0 <= eps < torch.inf:  # NaN is neither
-        raise ValueError(f"eps={eps!r}: expected a finite radius of at least 0, a number")
+def check_length(name: str, length: float, norm: Norm) -> None:
+    """Raise a ValueError unless it is a finite number of at least 0, and by "linf" at most 1, from black to white."""
+    if not isinstance(length, numbers.Real) or not 0 <= length < torch.inf:  # NaN is neither
+        raise ValueError(f"{name}={length!r}: expected a finite length of at least 0, a number")
+    if norm == "linf" and length > 1:
+        raise ValueError(f"{name}={length!r}: expected pixel units, black is 0 and white is 1; {length}/255 is meant?")
 
 
 def check_count(name: str, count: int) -> None:

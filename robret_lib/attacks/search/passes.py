@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from robret_lib.models import embeddings_of
+
 Loss = Callable[[Tensor], Tensor]
 """One loss per image, ``[B]`` of embeddings ``[B, D]``, each depending on its image alone."""
 
@@ -41,21 +43,28 @@ class Search(Protocol):
 
 def losses(model: nn.Module, images: Tensor, loss_fn: Loss) -> Tensor:
     """Losses ``[B]``: one forward pass."""
-    with torch.no_grad():
-        embeddings = model(images)
+    with torch.inference_mode(False), torch.no_grad():
+        embeddings = embeddings_of(model, images)
         with torch.autocast(images.device.type, enabled=False):
-            return _checked(loss_fn(_at_least_float32(embeddings)), images)
+            return _checked(loss_fn(embeddings), images)
 
 
 def losses_and_gradient(model: nn.Module, images: Tensor, loss_fn: Loss) -> tuple[Tensor, Tensor]:
-    """Losses ``[B]`` and their gradient to the images: one forward and one backward pass."""
-    images = images.detach().requires_grad_(True)
-    with torch.enable_grad():
-        embeddings = model(images)
+    """Losses ``[B]`` and their gradient to the images: one forward and one backward pass.
+
+    On its way through the model the gradient of each image is scaled by a power of two, so that half precision
+    neither loses a small one nor overflows at a large one; for other types this changes no digit.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        images = (images.clone() if images.is_inference() else images.detach()).requires_grad_(True)
+        embeddings = embeddings_of(model, images)
+        reached = embeddings.detach().requires_grad_(True)
         with torch.autocast(images.device.type, enabled=False):
-            loss = _checked(loss_fn(_at_least_float32(embeddings)), images)
-            (gradient,) = torch.autograd.grad(loss.sum(), images)
-    return loss.detach(), gradient
+            loss = _checked(loss_fn(reached), images)
+            (slopes,) = torch.autograd.grad(loss.sum(), reached)
+            exponents = slopes.abs().amax(1).frexp().exponent
+            (gradient,) = torch.autograd.grad(embeddings, images, slopes.ldexp(-exponents[:, None]))
+    return loss.detach(), gradient.ldexp(exponents.view(-1, 1, 1, 1))
 
 
 class NanWatch:
@@ -77,10 +86,6 @@ class NanWatch:
             raise FloatingPointError(
                 "the loss or its gradient became NaN: does the loss take a square root or a logarithm of 0?"
             )
-
-
-def _at_least_float32(embeddings: Tensor) -> Tensor:
-    return embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
 
 
 def _checked(loss: Tensor, images: Tensor) -> Tensor:

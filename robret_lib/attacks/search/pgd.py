@@ -1,6 +1,5 @@
 """Projected gradient descent with a fixed step: the search of the published tables."""
 
-import numbers
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +10,8 @@ from robret_lib.attacks.search.ball import (
     Norm,
     check_count,
     check_images,
+    check_length,
     check_norm,
-    check_radius,
     steepest,
 )
 from robret_lib.attacks.search.passes import Loss, NanWatch, losses_and_gradient
@@ -41,11 +40,12 @@ class PGD:
     random_start: bool = False
 
     def __post_init__(self) -> None:
-        check_radius(self.eps)
-        if not isinstance(self.step, numbers.Real) or not 0 < self.step < torch.inf:
-            raise ValueError(f"step={self.step!r}: expected a finite length above 0, a number")
-        check_count("steps", self.steps)
         check_norm(self.norm)
+        check_length("eps", self.eps, self.norm)
+        check_length("step", self.step, self.norm)
+        if self.step == 0:
+            raise ValueError("step=0: expected a length above 0")
+        check_count("steps", self.steps)
 
     @classmethod
     def fgsm(cls, eps: float) -> "PGD":

@@ -81,8 +81,8 @@ class APGD:
         self.ball, self.checkpoints, self.done, self.last_checkpoint = ball, _checkpoints(steps), 0, 0
         self.step = torch.full((count,), 2 * ball.eps, dtype=ball.images.dtype, device=device)
         self.previous: Tensor | None = None
-        self.last_losses = torch.full((count,), -torch.inf, device=device)
-        self.successes = torch.zeros(count, device=device)
+        self.last_losses = torch.full((count,), -torch.inf, dtype=torch.float64, device=device)
+        self.successes = torch.zeros(count, dtype=torch.int64, device=device)
         self.halved = torch.ones(count, dtype=torch.bool, device=device)
         self.best_at_checkpoint = torch.full((count,), torch.inf, dtype=torch.float64, device=device)
         self.best_gradient: Tensor | None = None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robret_lib.attacks.search.passes import Loss, Search
-from robret_lib.models import EmbeddingModel
+from robret_lib.models import EmbeddingModel, distance_of
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,7 @@ class Transfer:
     search: Search
 
     def __post_init__(self) -> None:
-        if getattr(self.surrogate, "distance", None) is None:
-            kind = type(self.surrogate).__name__
-            raise TypeError(f"a surrogate of type {kind} has no distance: wrap it in models.EmbeddingModel")
+        distance_of(self.surrogate)
 
     def __call__(
         self, model: nn.Module, images: Tensor, loss_fn: Loss, generator: torch.Generator | None = None
