@@ -1,12 +1,19 @@
-"""The models the chapters train, each from a recipe, trained once and kept for the next chapter."""
+"""The models the chapters train, each from a recipe, trained once and kept for the next chapter.
+
+What decides the weights is the recipe, the data and the code, so a model is filed under the three. Of the code, a
+quick model takes `CODE` itself: whoever edits it never meets old weights. A model that took hours must outlive an edit
+that changes no weight, so its recipe has a `generation` instead, a number that is raised by hand where one does; a test
+(tests/test_recipes.py) trains a little, compares, and says when that is due.
+"""
 
 import ast
-import fcntl
 import hashlib
 import inspect
 import json
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,21 +22,22 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
-from robret_lib import metrics, mining, models, objectives, training
+from robret_lib import distances, metrics, mining, models, objectives, training
 from robret_lib.data import RetrievalData, data_root
-from robret_lib.files import written_whole
+from robret_lib.files import one_at_a_time, written_whole
 
 SamplerName = Literal["random", "semihard", "softhard", "distance", "hard"]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the weights, besides the data and the library's own code.
+    """Everything that decides the weights, besides the data and the code.
 
     Args:
         backbone, embedding_dim, distance: As in `models.build`.
         sampler: Name of a sampler of `mining`.
         steps, pairs, lr, weight_decay, seed: As in `training.Schedule`; the seed draws the initial weights too.
+        generation: Of the code, for a model that takes hours to train; None takes the code itself.
     """
 
     backbone: str
@@ -41,11 +49,16 @@ class Recipe:
     lr: float = 1e-3
     weight_decay: float = 1e-7
     seed: int = 0
+    generation: int | None = None
 
+
+GENERATION = 1
+"""Raise it, and with it train all full-scale models again, where an edit of the code changes their weights."""
 
 FASHION_MNIST = {
     "quick": Recipe("c2f2_half", embedding_dim=128, steps=400, pairs=64),
-    "full": Recipe("c2f2", embedding_dim=512, steps=8 * 469, pairs=128),  # RobRank `rc2f2`: 8 passes over 60,000 pairs
+    # RobRank `rc2f2`: 8 passes over 60,000 pairs
+    "full": Recipe("c2f2", embedding_dim=512, steps=8 * 469, pairs=128, generation=GENERATION),
 }
 
 
@@ -74,28 +87,47 @@ def fashion_mnist(scale: str, **changes: object) -> Recipe:
 def trained(recipe: Recipe, data: RetrievalData, device: torch.device, progress: bool = False) -> Trained:
     """The model of a recipe: from the cache if its weights are there, else trained, resuming where it was killed.
 
+    A model that is there is only read, so the data folder may be read-only then.
+
     Args:
         recipe: See `Recipe`.
         data: Trains on ``data.train``; validates on ``data.query`` against ``data.gallery``.
         device: To train on, and where the model ends up.
         progress: Show a progress bar while training.
+
+    Raises:
+        ValueError: The file in the cache is damaged.
+        OSError: The model is not there, and the folder cannot be written.
     """
     file = data_root() / "models" / f"{_key(recipe, data)}.safetensors"
-    with torch.random.fork_rng([]):
-        torch.manual_seed(recipe.seed)
-        model = models.build(recipe.backbone, recipe.embedding_dim, distance=recipe.distance).to(device)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process that wants the same model waits for it
-        if not file.exists():
-            _train_into(file, model, recipe, data, progress)
+    model = _initial_model(recipe).to(device)
+    if not file.exists():
+        try:
+            with one_at_a_time(file.with_suffix(".lock")):  # a second process that wants the same model waits for it
+                if not file.exists():
+                    _train_into(file, model, recipe, data, progress)
+        except OSError as error:
+            error.add_note(f"There is no {file} yet; to train it, {data_root()} must be writable (see ROBRET_DATA).")
+            raise
     return _read(file, model.eval())
+
+
+def _initial_model(recipe: Recipe) -> models.EmbeddingModel:
+    """The untrained model, float32 on the CPU, whatever the default type."""
+    with _float32(), torch.random.fork_rng([]):
+        torch.manual_seed(recipe.seed)
+        return models.build(recipe.backbone, recipe.embedding_dim, distance=recipe.distance)
+
+
+def _plan(recipe: Recipe) -> tuple[nn.Module, training.Schedule]:
+    """What a recipe minimizes, and for how long."""
+    objective = objectives.TripletObjective(getattr(mining, recipe.sampler), recipe.distance)
+    return objective, training.Schedule(recipe.steps, recipe.pairs, recipe.lr, recipe.weight_decay, recipe.seed)
 
 
 def _train_into(file: Path, model: nn.Module, recipe: Recipe, data: RetrievalData, progress: bool) -> None:
     checkpoint = file.with_suffix(".checkpoint")
-    objective = objectives.TripletObjective(getattr(mining, recipe.sampler), recipe.distance)
-    schedule = training.Schedule(recipe.steps, recipe.pairs, recipe.lr, recipe.weight_decay, recipe.seed)
+    objective, schedule = _plan(recipe)
 
     def validate(candidate: nn.Module) -> dict[str, float]:
         return {"recall_at_1": _recall_at_1(candidate, data)}
@@ -124,20 +156,24 @@ def _recall_at_1(model: nn.Module, data: RetrievalData) -> float:
 
 
 def _read(file: Path, model: models.EmbeddingModel) -> Trained:
-    with safe_open(file, framework="pt", device=str(next(model.parameters()).device)) as stored:
-        model.load_state_dict({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
-        about = json.loads(stored.metadata()["about"])
-    return Trained(model, **about)
+    device = str(next(model.parameters()).device)
+    try:
+        with safe_open(file, framework="pt", device=device) as stored:
+            model.load_state_dict({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
+            return Trained(model, **json.loads(stored.metadata()["about"]))
+    except Exception as error:  # reading a damaged file can fail in any way
+        raise ValueError(f"{file} is damaged, cut off or no model ({error}): delete it to train it again") from error
 
 
 def _key(recipe: Recipe, data: RetrievalData) -> str:
-    """Name of the cache file: changes with the recipe, the data, the code that trains and torch."""
-    digest = hashlib.sha256(json.dumps(asdict(recipe)).encode())
-    digest.update(torch.__version__.encode())
+    """Name of the cache file. A field of its default value does not count, so that a new one renames no model."""
+    defaults = {field.name: field.default for field in fields(recipe)}
+    decisive = {name: value for name, value in asdict(recipe).items() if value != defaults[name]}
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode())
+    if recipe.generation is None:
+        digest.update(f"{torch.__version__} {CODE}".encode())
     for part in (data.train.images, data.train.labels, data.query.labels, data.gallery.labels):
         digest.update(part.contiguous().numpy())
-    for module in (models, mining, objectives, training, metrics):
-        digest.update(_code(inspect.getsource(module)).encode())
     return digest.hexdigest()[:16]
 
 
@@ -148,3 +184,19 @@ def _code(source: str) -> str:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             node.value.value = None
     return ast.dump(tree)
+
+
+@contextmanager
+def _float32() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+CODE = hashlib.sha256(
+    "".join(_code(inspect.getsource(part)) for part in (distances, mining, models, objectives, training)).encode()
+).hexdigest()
+"""The code that makes a model, as it was imported: an edit while a model is trained must not name it."""

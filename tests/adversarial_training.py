@@ -1,6 +1,5 @@
 """An adversarially trained network, for tests and benchmarks that judge an attack by a network which resists."""
 
-import fcntl
 import hashlib
 import inspect
 
@@ -11,6 +10,7 @@ from robret_lib import mining, models, training
 from robret_lib.attacks import PGD
 from robret_lib.data import RetrievalData, data_root
 from robret_lib.distances import pairwise_distance, row_distance
+from robret_lib.files import one_at_a_time
 from robret_lib.objectives import triplet_loss
 
 
@@ -45,8 +45,6 @@ def resisting_network(data: RetrievalData) -> models.EmbeddingModel:
     sources = "".join(map(inspect.getsource, (training, AntiCollapseTriplets)))
     name = hashlib.sha256(f"{sources} {schedule} {objective.attack} {torch.__version__}".encode()).hexdigest()[:16]
     checkpoint = data_root() / "models" / f"tested-{name}.checkpoint"
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    with open(checkpoint.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process that wants it waits for it
+    with one_at_a_time(checkpoint.with_suffix(".lock")):
         training.train(model, data.train, objective, schedule, checkpoint)
     return model.eval()

@@ -1,25 +1,33 @@
 """Recipes: trained once, kept under a name that changes with what decides the weights, safe for two at once."""
 
+import errno
+import importlib.util
 import inspect
 import json
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from robret_lib import metrics, mining, models, objectives, recipes, training
+from robret_lib import attacks, distances, files, metrics, mining, models, objectives, recipes, training
+from robret_lib import data as data_package
 from robret_lib.data import Protocol, RetrievalData, Split
 from robret_lib.metrics import recall_at_k
 from robret_lib.models import embed
 from robret_lib.recipes import FASHION_MNIST, Recipe, fashion_mnist, trained
 
 CPU = torch.device("cpu")
+SAMPLERS = get_args(recipes.SamplerName)
 RECIPE = Recipe("c2f2_half", embedding_dim=8, steps=4, pairs=4)
 
 
@@ -152,6 +160,7 @@ def test_every_part_of_a_recipe_is_part_of_its_name(field):
         "lr": 2e-3,
         "weight_decay": 0.0,
         "seed": 1,
+        "generation": 1,
     }
     data = some_data()
     assert recipes._key(replace(RECIPE, **{field: changes[field]}), data) != recipes._key(RECIPE, data)
@@ -169,23 +178,176 @@ def test_other_training_data_has_another_name():
     assert key != recipes._key(RECIPE, replace(data, train=Split(data.train.images, labels)))
 
 
-@pytest.mark.parametrize("module", [models, mining, objectives, training, metrics])
-def test_other_code_has_another_name_other_words_have_not(module, monkeypatch):
-    source = inspect.getsource(module)
-    key = recipes._key(RECIPE, some_data())
+@pytest.fixture
+def edited(monkeypatch):
+    """`recipes` as it is imported when one module has other words in it."""
 
-    def key_with(changed):
-        assert changed != source
+    def imported(module, source):
         original = inspect.getsource
+        assert source != original(module)
         with monkeypatch.context() as patch:
-            patch.setattr(inspect, "getsource", lambda asked: changed if asked is module else original(asked))
-            return recipes._key(RECIPE, some_data())
+            patch.setattr(inspect, "getsource", lambda asked: source if asked is module else original(asked))
+            spec = importlib.util.spec_from_file_location("recipes_imported_again", recipes.__file__)
+            again = importlib.util.module_from_spec(spec)
+            patch.setitem(sys.modules, spec.name, again)
+            spec.loader.exec_module(again)
+        return again
 
-    docstring = inspect.getdoc(module)
-    assert key_with("# a remark\n" + source) == key
-    assert key_with(source.replace(docstring.splitlines()[0], "Other words.")) == key
-    assert key_with(source.replace("\n\n\n", "\n\n\n\n")) == key
-    assert key_with(source + "\nlast = 1\n") != key
+    return imported
+
+
+LONG = replace(RECIPE, generation=1)
+
+
+@pytest.mark.parametrize("module", [distances, models, mining, objectives, training])
+def test_other_code_renames_a_quick_model_and_no_long_one(module, edited):
+    again, data = edited(module, inspect.getsource(module) + "\nlast = 1\n"), some_data()
+    assert again._key(RECIPE, data) != recipes._key(RECIPE, data)
+    assert again._key(LONG, data) == recipes._key(LONG, data)
+
+
+@pytest.mark.parametrize("module", [distances, models, mining, objectives, training])
+def test_other_words_rename_no_model(module, edited):
+    source, docstring, data = inspect.getsource(module), inspect.getdoc(module), some_data()
+    for changed in (
+        "# a remark\n" + source,
+        source.replace(docstring.splitlines()[0], "Other words."),
+        source.replace("\n\n\n", "\n\n\n\n"),
+    ):
+        assert edited(module, changed)._key(RECIPE, data) == recipes._key(RECIPE, data)
+
+
+@pytest.mark.parametrize("module", [metrics, data_package, attacks])
+def test_code_that_decides_no_weight_renames_no_model(module, edited):
+    again, data = edited(module, inspect.getsource(module) + "\nlast = 1\n"), some_data()
+    assert again._key(RECIPE, data) == recipes._key(RECIPE, data)
+
+
+def test_code_edited_during_a_training_does_not_name_the_model(monkeypatch):
+    key = recipes._key(RECIPE, some_data())
+    monkeypatch.setattr(inspect, "getsource", lambda _: "edited = True")
+    assert recipes._key(RECIPE, some_data()) == key
+
+
+def test_another_version_of_torch_renames_a_quick_model_and_no_long_one(monkeypatch):
+    data = some_data()
+    quick, long = recipes._key(RECIPE, data), recipes._key(LONG, data)
+    monkeypatch.setattr(torch, "__version__", "3.0")
+    assert recipes._key(RECIPE, data) != quick and recipes._key(LONG, data) == long
+
+
+def test_a_new_field_renames_no_model():
+    @dataclass(frozen=True)
+    class Longer(Recipe):
+        defense: str = "none"
+
+    longer = Longer(**asdict(LONG))
+    assert recipes._key(longer, some_data()) == recipes._key(LONG, some_data())
+    assert recipes._key(replace(longer, defense="act"), some_data()) != recipes._key(LONG, some_data())
+
+
+# The code as the weights see it: where it changes them, GENERATION has to be raised, and these numbers with it
+
+WEIGHTS_OF_THE_GENERATION = {
+    (1, "E", "random"): 124.48101940232036,
+    (1, "C", "random"): 61.31304835878562,
+    (1, "N", "random"): 87.35295635535442,
+    (1, "N", "semihard"): 37.39683628857832,
+    (1, "N", "softhard"): -7.382475817467604,
+    (1, "N", "distance"): -23.790806340183494,
+    (1, "N", "hard"): -24.461219990659757,
+}
+
+
+def trained_a_little(distance="N", sampler="random"):
+    """How far four steps of a full-scale recipe move the weights along a fixed direction; the same on any machine."""
+    recipe = fashion_mnist("full", distance=distance, sampler=sampler, steps=4, pairs=4)
+    data, model = some_data(), recipes._initial_model(recipe).double()
+    before = torch.nn.utils.parameters_to_vector(model.parameters()).clone()
+    training.train(model, data.train, *recipes._plan(recipe))
+    moved = torch.nn.utils.parameters_to_vector(model.parameters()).detach() - before
+    return (moved * torch.linspace(-1, 1, len(moved), dtype=torch.float64)).sum().item()
+
+
+@pytest.mark.parametrize(("distance", "sampler"), [*((d, "random") for d in "EC"), *(("N", s) for s in SAMPLERS)])
+def test_full_scale_weights_are_those_of_the_generation(distance, sampler):
+    found = trained_a_little(distance, sampler)
+    expected = WEIGHTS_OF_THE_GENERATION.get((recipes.GENERATION, distance, sampler))
+    assert found == pytest.approx(expected, rel=1e-6), (
+        "full-scale models come out different now: raise recipes.GENERATION, so that they are trained again, and "
+        f"store ({recipes.GENERATION + 1}, {distance!r}, {sampler!r}): {found!r}"
+    )
+
+
+@pytest.mark.parametrize("edit", ["margin", "seeds", "batches", "initial weights", "rate", "offset"])
+def test_an_edit_that_changes_weights_is_noticed(edit, monkeypatch):
+    before = trained_a_little()
+    if edit == "margin":
+        monkeypatch.setitem(objectives.MARGIN, "N", 0.21)
+    elif edit == "seeds":
+        seeded = training.seeded
+        monkeypatch.setattr(training, "seeded", lambda device, *key: seeded(device, *key, 1))
+    elif edit == "batches":
+        batches = training.spc2_epoch
+        monkeypatch.setattr(training, "spc2_epoch", lambda labels, *rest: batches(labels // 2, *rest))
+    elif edit == "initial weights":
+        monkeypatch.setattr(torch.nn.Linear, "reset_parameters", lambda layer: torch.nn.init.ones_(layer.weight))
+    elif edit == "rate":
+        monkeypatch.setattr(torch.optim, "Adam", partial(torch.optim.Adam, betas=(0.9, 0.99)))
+    else:
+        monkeypatch.setattr(objectives, "OFFSET", 1e-3)
+    assert trained_a_little() != pytest.approx(before, rel=1e-5)
+
+
+# Reading needs no writing; what is damaged is named
+
+
+def test_a_model_that_is_there_is_read_from_a_folder_nobody_can_write(cache, monkeypatch):
+    first = trained(RECIPE, some_data(), CPU)
+    (cache / next(cache.glob("*.lock"))).unlink()
+
+    def refused(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    monkeypatch.setattr(Path, "open", refused)
+    assert_same_weights(weights_of(trained(RECIPE, some_data(), CPU)), weights_of(first))
+    with pytest.raises(OSError, match="Read-only") as error:
+        trained(replace(RECIPE, seed=5), some_data(), CPU)
+    assert str(cache) in str(error.value) and "ROBRET_DATA" in error.value.__notes__[0]
+
+
+def test_without_locks_a_model_is_trained_and_read(monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(files.fcntl, "flock", unsupported)
+    assert_same_weights(weights_of(trained(RECIPE, some_data(), CPU)), weights_of(trained(RECIPE, some_data(), CPU)))
+
+
+DAMAGE = {
+    "cut": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "a pointer of Git LFS": lambda content: (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    ),
+    "a header of nothing": lambda content: b"\x02\0\0\0\0\0\0\0{}",
+    "noise": lambda content: bytes(range(256)) * 40,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_model_is_named(damage, cache):
+    trained(RECIPE, some_data(), CPU)
+    (file,) = cache.glob("*.safetensors")
+    file.write_bytes(DAMAGE[damage](file.read_bytes()))
+    with pytest.raises(
+        ValueError, match="(?s)is damaged, cut off or no model .*: delete it to train it again"
+    ) as error:
+        trained(RECIPE, some_data(), CPU)
+    assert str(file) in str(error.value)
+    file.unlink()
+    trained(RECIPE, some_data(), CPU)
 
 
 def test_training_a_recipe_leaves_the_global_random_state_alone():
@@ -211,7 +373,7 @@ def test_the_distance_reaches_model_and_loss(distance, trainings):
 
 def test_the_published_recipe_of_fashion_mnist():
     """RobRank: 8 passes over 60,000 pairs, 128 pairs a batch, Adam 1e-3, weight decay 1e-7, 512 dimensions."""
-    assert fashion_mnist("full") == Recipe("c2f2", 512, 8 * -(-60_000 // 128), 128, "N", "random", 1e-3, 1e-7, 0)
+    assert fashion_mnist("full") == Recipe("c2f2", 512, 8 * -(-60_000 // 128), 128, "N", "random", 1e-3, 1e-7, 0, 1)
     assert fashion_mnist("quick", seed=4, distance="C") == replace(FASHION_MNIST["quick"], seed=4, distance="C")
 
 
