@@ -63,7 +63,7 @@ def prepare(folder: Path) -> str:
         print(f"{problem}: fetching it")
     folder.mkdir(parents=True, exist_ok=True)
     for name, source in SOURCES.items():
-        with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder.parent) as temporary:
+        with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder) as temporary:  # on one disk
             try:
                 fetch(source, folder, Path(temporary))
             except (SourceError, OSError) as error:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -53,7 +54,29 @@ def is_whole(root: Path) -> bool:
 
 
 def leftovers(root: Path) -> list[str]:
-    return [path.name for path in raw(root).parent.iterdir() if path.name != "raw"]
+    below = [path.name for path in raw(root).iterdir() if path.name.removesuffix(".gz") not in FILES]
+    return below + [path.name for path in raw(root).parent.iterdir() if path.name != "raw"]
+
+
+@pytest.fixture
+def other_disk(tmp_path: Path):
+    """A folder that files cannot be renamed into."""
+    shared_memory = Path("/dev/shm")
+    if not shared_memory.is_dir() or shared_memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no second file system here")
+    with tempfile.TemporaryDirectory(dir=shared_memory) as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("link", ["FashionMNIST/raw", "FashionMNIST", "."])
+def test_a_data_folder_may_be_a_link_to_another_disk(script, tmp_path, other_disk, link):
+    root = tmp_path / "data"
+    (root / link).parent.mkdir(parents=True, exist_ok=True)
+    (root / link).symlink_to(other_disk)
+    compress_into(script.DEBIAN_FOLDER)
+    assert script.main(["--root", str(root)]) == 0
+    assert is_whole(root) and leftovers(root) == []
+    assert (root / link).is_symlink()
 
 
 def test_takes_the_debian_package(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
