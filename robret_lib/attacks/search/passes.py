@@ -62,9 +62,9 @@ def losses_and_gradient(model: nn.Module, images: Tensor, loss_fn: Loss) -> tupl
         with torch.autocast(images.device.type, enabled=False):
             loss = _checked(loss_fn(reached), images)
             (slopes,) = torch.autograd.grad(loss.sum(), reached)
-            exponents = slopes.abs().amax(1).frexp().exponent
-            (gradient,) = torch.autograd.grad(embeddings, images, slopes.ldexp(-exponents[:, None]))
-    return loss.detach(), gradient.ldexp(exponents.view(-1, 1, 1, 1))
+            scale = _power_of_two(slopes.abs().amax(1))
+            (gradient,) = torch.autograd.grad(embeddings, images, slopes / scale[:, None])
+    return loss.detach(), gradient * scale.to(gradient.dtype).view(-1, 1, 1, 1)
 
 
 class NanWatch:
@@ -86,6 +86,11 @@ class NanWatch:
             raise FloatingPointError(
                 "the loss or its gradient became NaN: does the loss take a square root or a logarithm of 0?"
             )
+
+
+def _power_of_two(size: Tensor) -> Tensor:
+    """The power of two just above each size, 1 for 0; a quotient, since pow is not exact everywhere."""
+    return torch.where(size == 0, 1, size / size.frexp().mantissa)
 
 
 def _checked(loss: Tensor, images: Tensor) -> Tensor:
