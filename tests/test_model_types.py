@@ -14,7 +14,7 @@ from robret_lib.attacks.search.passes import losses_and_gradient
 from robret_lib.metrics import recall_at_k
 from robret_lib.models import EmbeddingModel, distance_of, embed, embeddings_of
 from robret_lib.scores import robust_recall
-from tests.small_retrieval import SIZE, searched_in_itself, seeded, some_split
+from tests.small_retrieval import SIZE, searched_in_itself, seeded, small_model, some_split, trained_model
 from tests.test_attack_matrix import ATTACKS
 
 TYPES = [torch.float64, torch.float16, torch.bfloat16]
@@ -81,6 +81,17 @@ def test_scores_and_metrics_of_a_model_of_another_type(kind, models):
         for e in (embeddings, embed(models["N"], data.query.images))
     )
     assert found == pytest.approx(expected, abs=5 if kind == torch.bfloat16 else 1)
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=str)
+def test_the_checks_take_models_of_another_type(kind, models, searched):
+    report = checks.inspect(retyped(models["N"], kind).eval(), searched[:32])
+    assert report.ok, report
+
+
+def test_a_float64_model_is_trained_in_float64():
+    model = trained_model(steps=3, model=small_model().double())
+    assert all(weight.dtype == torch.float64 for weight in model.parameters())
 
 
 def test_recipes_train_the_same_model_under_another_default_type(default_type, tmp_path, monkeypatch):
