@@ -6,7 +6,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from robret_lib.metrics import check_labels, distance_to_columns
+from robret_lib.data import check_labels
+from robret_lib.metrics import distance_to_columns
 from robret_lib.models import Distance, EmbeddingModel, embed
 
 SPREAD_SAMPLE = 256

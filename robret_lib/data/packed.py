@@ -25,7 +25,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from robret_lib.data.retrieval_data import DataError, check_label_range
+from robret_lib.data.errors import DataError
+from robret_lib.data.labels import check_label_range, kept_labels
 
 SPLIT_VALUES = ({"train", "test"}, {"train", "query", "database"})
 
@@ -51,8 +52,6 @@ class PackedFile:
         for what, values in (("label", self.labels), ("name", self.names), ("split", self.split)):
             if values is not None and len(values) != len(self):
                 raise DataError(f"{self.path}: {len(self)} images, but {what!r} has {len(values)} entries")
-        if len(self.labels) and int(self.labels.min()) < 0:
-            raise DataError(f"{self.path}: label {int(self.labels.min())} is negative; class numbers start at 0")
         check_label_range(self.labels, len(self.class_names), str(self.path))
         if self.split is not None and set(self.split.tolist()) not in SPLIT_VALUES:
             allowed = " or ".join(str(sorted(values)) for values in SPLIT_VALUES)
@@ -156,19 +155,22 @@ def _read_members(path: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def labels_from(stored: np.ndarray, path: Path) -> Tensor:
-    """Labels as `PackedFile` holds them: int64 ``[N]`` or uint8 ``[N, classes]``.
+def labels_from(given: np.ndarray | Tensor, path: Path) -> Tensor:
+    """Labels as `PackedFile` holds them, see `kept_labels`.
 
     Raises:
-        DataError: if they are neither whole numbers ``[N]`` nor zeros and ones ``[N, classes]``.
+        DataError: if they are no labels; it begins with ``path``.
     """
-    if stored.ndim == 1 and stored.dtype.kind in "iu":
-        return torch.from_numpy(stored.astype(np.int64))
-    if stored.ndim == 2 and stored.dtype.kind in "iub" and np.isin(stored, (0, 1)).all():
-        return torch.from_numpy(stored.astype(np.uint8))
-    raise DataError(
-        f"{path}: 'label' is {stored.dtype} {stored.shape}; expected whole numbers [N], or zeros and ones [N, classes]"
-    )
+    try:
+        return kept_labels(given.cpu() if isinstance(given, Tensor) else _tensor(given))
+    except DataError as error:
+        raise DataError(f"{path}: 'label': {error}") from error
+
+
+def _tensor(given: np.ndarray) -> Tensor:
+    if given.dtype.kind not in "biuf" or given.dtype.itemsize > 8:
+        raise DataError(f"{given.dtype} of shape {given.shape}: expected numbers")
+    return torch.from_numpy(np.array(given, given.dtype.newbyteorder("=")))  # a copy, where it is read-only
 
 
 def _texts(stored: np.ndarray, member: str, path: Path) -> tuple[str, ...]:

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from robret_lib.data.errors import DataError
 from robret_lib.data.packed import PackedFile, labels_from
-from robret_lib.data.retrieval_data import DataError
 from robret_lib.files import written_whole
 
 
@@ -30,7 +30,7 @@ def write_packed(
         path: ends in .npz; its folder is made if need be, a file already there is replaced.
         images: uint8 tensors ``[3, H, W]`` or Pillow images, of any sizes; a generator will do, one is held
             at a time.
-        labels: ``[N]`` class numbers from 0, or multi-hot ``[N, classes]``.
+        labels: ``[N]`` class numbers from 0, or multi-hot ``[N, classes]`` of at least two classes, in any dtype.
         class_names: one a class.
         names: one an image.
         split: one an image: train and test, or train, query and database.
@@ -47,7 +47,7 @@ def write_packed(
         path=path,
         data=np.frombuffer(b"".join(files), dtype=np.uint8),
         offsets=np.cumsum([0, *map(len, files)], dtype=np.int64),
-        labels=labels_from(np.asarray(labels), path),
+        labels=labels_from(labels if isinstance(labels, Tensor) else np.asarray(labels), path),
         class_names=tuple(class_names),
         names=None if names is None else tuple(names),
         split=None if split is None else np.array(split),
