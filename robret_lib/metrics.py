@@ -7,20 +7,13 @@ import torch
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
+from robret_lib.data import check_labels, check_same_kind, relevance
 from robret_lib.distances import center_of, check_embeddings, relative
 from robret_lib.distances import pairwise_distance as pairwise_distance  # chapters know it as metrics'
 
 CHUNK_BYTES = 64 * 2**20
 """Size of one block of distances. Peak extra memory stays below eight such blocks (512 MiB) and one float32 copy of the
 gallery for any data set."""
-
-
-def relevance(query_labels: Tensor, gallery_labels: Tensor) -> Tensor:
-    """Which gallery items answer which query, bool ``[A, B]``: same class, or for multi-hot labels a shared one."""
-    _check_kinds(query_labels, gallery_labels)
-    if query_labels.ndim == 1:
-        return query_labels[:, None] == gallery_labels[None, :]
-    return query_labels.float() @ gallery_labels.float().T > 0
 
 
 def recall_at_k(
@@ -129,6 +122,7 @@ def nmi(embeddings: Tensor, labels: Tensor, seed: int = 0) -> float:
     if labels.ndim != 1 or len(labels) != len(embeddings):
         shapes = f"{tuple(embeddings.shape)} and {tuple(labels.shape)}"
         raise ValueError(f"embeddings and labels of shapes {shapes}: expected [N, D] and one int class each [N]")
+    check_labels(labels)
     check_embeddings("embeddings", embeddings)
     embeddings = embeddings.detach().cpu()
     points = relative(embeddings, center_of(embeddings)).numpy()
@@ -294,7 +288,7 @@ def _check(
     if len(query_labels) != len(queries) or len(gallery_labels) != len(gallery):
         counts = f"{len(query_labels)} and {len(gallery_labels)}"
         raise ValueError(f"{counts} labels for {len(queries)} queries and {len(gallery)} gallery items")
-    _check_kinds(query_labels, gallery_labels)
+    check_same_kind(query_labels, gallery_labels)
     check_embeddings("queries", queries)
     check_embeddings("gallery", gallery)
     if self_excluded is True and len(queries) > len(gallery):
@@ -306,22 +300,3 @@ def _check(
         if self_excluded.shape != queries.shape[:1] or outside.any():
             expected = f"a gallery position from 0 to {len(gallery) - 1} for each of the {len(queries)} queries"
             raise ValueError(f"self_excluded of shape {tuple(self_excluded.shape)}: expected {expected}")
-
-
-def _check_kinds(query_labels: Tensor, gallery_labels: Tensor) -> None:
-    if query_labels.ndim != gallery_labels.ndim:
-        shapes = f"{tuple(query_labels.shape)} and {tuple(gallery_labels.shape)}"
-        raise ValueError(f"labels of shapes {shapes}: expected both int [N], or both multi-hot [N, C]")
-    for labels in (query_labels, gallery_labels):
-        check_labels(labels)
-
-
-def check_labels(labels: Tensor) -> None:
-    """Raise a ValueError unless labels are whole numbers ``[N]``, or zeros and ones ``[N, C]`` with C of at least 2."""
-    expected = "expected whole numbers [N], or zeros and ones [N, C] with C of at least 2"
-    if labels.ndim not in (1, 2) or labels.shape[1:] == (1,):
-        raise ValueError(f"labels of shape {tuple(labels.shape)}: {expected}")
-    if labels.ndim == 2 and not ((labels == 0) | (labels == 1)).all():
-        raise ValueError(f"labels of shape {tuple(labels.shape)} with other values than 0 and 1: {expected}")
-    if labels.ndim == 1 and labels.is_floating_point() and not (labels == labels.round()).all():
-        raise ValueError(f"{len(labels)} labels with fractions: {expected}")

@@ -44,14 +44,46 @@ def split_of(*labels: int, classes: int | None = None) -> Split:
         (torch.full((2, 3, 4, 4), -0.1), torch.zeros(2).long(), "expected \\[0, 1\\]"),
         (torch.full((2, 3, 4, 4), torch.nan), torch.zeros(2).long(), "expected \\[0, 1\\]"),
         (torch.zeros(2, 3, 4, 4), torch.zeros(3).long(), "2 images have 3 labels"),
-        (torch.zeros(2, 3, 4, 4), torch.zeros(2), "expected int64"),
+        (torch.zeros(2, 3, 4, 4), torch.tensor([0, 0.5]), "2 labels with fractions: expected whole numbers \\[N\\]"),
+        (torch.zeros(2, 3, 4, 4), torch.tensor([0, torch.nan]), "NaN or infinity"),
+        (torch.zeros(2, 3, 4, 4), torch.tensor([0, torch.inf]), "NaN or infinity"),
+        (torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.complex64), "labels are torch.complex64"),
+        (torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, dtype=torch.complex64), "labels are torch.complex64"),
+        (torch.zeros(2, 3, 4, 4), torch.zeros(2, 1).long(), "shape \\(2, 1\\): expected .* C of at least 2"),
+        (torch.zeros(2, 3, 4, 4), torch.zeros(2, 0).long(), "shape \\(2, 0\\): expected"),
+        (torch.zeros(2, 3, 4, 4), torch.zeros(2, 2, 2).long(), "shape \\(2, 2, 2\\): expected"),
+        (torch.zeros(2, 3, 4, 4), torch.tensor(0), "shape \\(\\): expected"),
+        (torch.zeros(2, 3, 4, 4), [0, 1], "labels are a list: expected a tensor"),
+        (torch.zeros(2, 3, 4, 4), torch.tensor([0.0, -1.0]), "-1 is negative"),
         (torch.zeros(2, 3, 4, 4), torch.tensor([0, -1]), "-1 is negative"),
-        (torch.zeros(2, 3, 4, 4), torch.full((2, 5), 2, dtype=torch.uint8), "the value 2"),
+        (torch.zeros(2, 3, 4, 4), torch.full((2, 5), 2, dtype=torch.uint8), "other values than 0 and 1"),
+        (torch.zeros(2, 3, 4, 4), torch.full((2, 5), 0.5), "other values than 0 and 1"),
+        (torch.zeros(2, 3, 4, 4), torch.full((2, 5), torch.nan), "other values than 0 and 1"),
     ],
 )
 def test_a_split_refuses(images: torch.Tensor, labels: torch.Tensor, message: str) -> None:
     with pytest.raises(DataError, match=message):
         Split(images, labels)
+
+
+NUMBERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, *NUMBERS])
+def test_a_split_takes_labels_of_any_dtype(dtype: torch.dtype) -> None:
+    images = torch.zeros(2, 3, 4, 4)
+    assert torch.equal(Split(images, torch.tensor([1, 0]).to(dtype)).labels, torch.tensor([1, 0]))
+    several = Split(images, torch.tensor([[1, 0, 1], [0, 0, 0]]).to(dtype)).labels
+    assert torch.equal(several, torch.tensor([[1, 0, 1], [0, 0, 0]], dtype=torch.uint8))
+
+
+def test_relevance_is_a_shared_class() -> None:
+    classes, several = torch.tensor([0, 1, 0]), torch.tensor([[1, 1, 0], [0, 1, 1], [1, 0, 0]])
+    assert data.relevance(classes, classes[:2]).tolist() == [[True, False], [False, True], [True, False]]
+    assert data.relevance(several.bool(), several[1:].double()).tolist() == [[True, True], [True, False], [False, True]]
+    for others in (several, several[:, :2]):
+        with pytest.raises(DataError, match="expected both int \\[N\\], or both multi-hot"):
+            data.relevance(classes if others is several else several, others)
 
 
 def test_a_split_refuses_texts_of_another_length() -> None:
@@ -210,6 +242,20 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new folder").iterdir()] == ["a.npz"]
 
 
+@pytest.mark.parametrize("dtype", ["bool", "u1", ">i2", "<i4", "i8", "u8", "f2", ">f4", "f8"])
+def test_labels_of_any_dtype_are_written_and_read(tmp_path: Path, dtype: str) -> None:
+    for labels in ([1, 0], [[1, 0], [0, 1]]):
+        given = np.array(labels).astype(dtype)
+        given.flags.writeable = False
+        data.write_packed(tmp_path / "written.npz", pictures(2), given, ["a", "b"])
+        stored = members(tmp_path / "written.npz")
+        assert stored["label"].dtype == (np.int16 if given.ndim == 1 else np.uint8)
+        np.savez(tmp_path / "elsewhere.npz", **{**stored, "label": given})
+        for name in ("written.npz", "elsewhere.npz"):
+            kept = read_packed(tmp_path / name).labels
+            assert kept.tolist() == labels and kept.dtype == (torch.int64 if given.ndim == 1 else torch.uint8)
+
+
 def test_the_members_are_those_of_the_format(tmp_path: Path) -> None:
     stored = members(write(tmp_path / "a.npz", [0, 1, 2], names=["x", "y", "z"]))
     assert {name: array.dtype.kind for name, array in stored.items()} == {
@@ -234,7 +280,11 @@ def test_pillow_images_of_any_size_and_mode_can_be_written(tmp_path: Path) -> No
         ({"labels": [0, 1]}, "3 images, but 'label' has 2"),
         ({"labels": [0, 1, 2]}, "label 2 has no name"),
         ({"labels": [0, 1, -1]}, "label -1 is negative"),
-        ({"labels": [0.0, 1.0, 1.0]}, "'label' is float64"),
+        ({"labels": [0, 1, 0.5]}, "a.npz: 'label': 3 labels with fractions"),
+        ({"labels": [0, 1, np.nan]}, "NaN or infinity"),
+        ({"labels": ["a", "b", "b"]}, "'label': <U1 of shape \\(3,\\): expected numbers"),
+        ({"labels": [[0], [1], [1]]}, "shape \\(3, 1\\): expected .* C of at least 2"),
+        ({"labels": torch.ones(3, 1)}, "shape \\(3, 1\\): expected .* C of at least 2"),
         ({"labels": np.full((3, 2), 2)}, "zeros and ones"),
         ({"labels": np.ones((3, 5), int)}, "5 columns for 2 class names"),
         ({"names": ["x"]}, "'name' has 1"),
@@ -295,7 +345,9 @@ def test_a_missing_member_is_named(tmp_path: Path, member: str) -> None:
         ("label", lambda a: a + 1, "label 3 has no name"),
         ("label", lambda a: a - 1, "label -1 is negative"),
         ("label", lambda a: a[:2], "'label' has 2 entries"),
-        ("label", lambda a: a.astype(float), "'label' is float64"),
+        ("label", lambda a: a + 0.5, "'label': 3 labels with fractions"),
+        ("label", lambda a: a[:, None], "'label': labels of shape \\(3, 1\\)"),
+        ("label", lambda a: a.astype("M8[s]"), "'label': datetime64.* expected numbers"),
         ("label", lambda a: np.array(["x", object()], dtype=object), "cannot be read"),
         ("class_names", lambda a: a.astype(str), "'class_names' is <U"),
         ("split", lambda a: np.array([b"train", b"test", b"valid"]), "'split' holds"),

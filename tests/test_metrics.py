@@ -340,6 +340,11 @@ def test_labels_of_the_wrong_kind_are_refused(labels, message):
             metrics.recall_at_k(E, E, labels, labels, (1,))
 
 
+def test_nmi_refuses_fractions():
+    with pytest.raises(ValueError, match="labels with fractions: expected whole numbers"):
+        metrics.nmi(E, L + 0.5)
+
+
 @pytest.mark.parametrize("given", [None, 1, [0, 1, 2, 3]])
 def test_what_says_neither_self_nor_positions_is_refused(given):
     with pytest.raises(ValueError, match="self_excluded=.*: expected True, False, or gallery positions"):

@@ -6,8 +6,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from robret_lib.data import check_labels
 from robret_lib.distances import Centered, check_embeddings
-from robret_lib.metrics import check_labels
 from robret_lib.models import Distance, EmbeddingModel, distance_of, embed
 
 SPREAD_SAMPLE = 256

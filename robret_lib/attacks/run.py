@@ -16,8 +16,7 @@ from robret_lib.attacks.attack import Attack, Benign
 from robret_lib.attacks.gallery import Gallery
 from robret_lib.attacks.search.ball import check_images
 from robret_lib.attacks.search.passes import Loss, Search
-from robret_lib.data import as_float
-from robret_lib.metrics import check_labels
+from robret_lib.data import as_float, check_labels
 from robret_lib.models import EmbeddingModel, distance_of, embed
 
 PLAN_BYTES = 512 * 2**20

@@ -15,10 +15,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from robret_lib.data.errors import DataError
+from robret_lib.data.labels import check_labels, check_same_kind, relevance
 from robret_lib.data.packed import squared
 from robret_lib.data.packed_splits import load_packed
 from robret_lib.data.packed_writing import write_packed
-from robret_lib.data.retrieval_data import DataError, Protocol, RetrievalData, Split, as_float
+from robret_lib.data.retrieval_data import Protocol, RetrievalData, Split, as_float
 
 __all__ = [
     "FASHION_MNIST_SHA256",
@@ -27,10 +29,13 @@ __all__ = [
     "RetrievalData",
     "Split",
     "as_float",
+    "check_labels",
+    "check_same_kind",
     "data_root",
     "fashion_mnist_folder",
     "load",
     "read_verified",
+    "relevance",
     "write_packed",
 ]
 

@@ -7,7 +7,7 @@ member          type                         meaning
 ``offsets``     int64 ``[N + 1]``            image i is ``data[offsets[i]:offsets[i + 1]]``
 ``label``       int16 ``[N]``                class number from 0; or uint8 ``[N, classes]`` of zeros and ones
 ``class_names`` bytes ``[classes]``          UTF-8, for the whole label space
-``name``        bytes ``[N]``, optional      where the image came from
+``name``        bytes ``[N]``, optional      where the image came from; UTF-8, or the bytes of a file name
 ``split``       bytes ``[N]``, optional      ``train`` and ``test``, or ``train``, ``query`` and ``database``
 =============== ===========================  ==============================================================
 
@@ -15,6 +15,7 @@ Other members may stand beside these. Nothing is pickled.
 """
 
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from robret_lib.data.retrieval_data import DataError, check_label_range
+from robret_lib.data.errors import DataError
+from robret_lib.data.labels import check_label_range, kept_labels
+from robret_lib.data.pictures import as_shown
+from robret_lib.data.texts import decoded, printable
 
 SPLIT_VALUES = ({"train", "test"}, {"train", "query", "database"})
 
@@ -51,8 +55,6 @@ class PackedFile:
         for what, values in (("label", self.labels), ("name", self.names), ("split", self.split)):
             if values is not None and len(values) != len(self):
                 raise DataError(f"{self.path}: {len(self)} images, but {what!r} has {len(values)} entries")
-        if len(self.labels) and int(self.labels.min()) < 0:
-            raise DataError(f"{self.path}: label {int(self.labels.min())} is negative; class numbers start at 0")
         check_label_range(self.labels, len(self.class_names), str(self.path))
         if self.split is not None and set(self.split.tolist()) not in SPLIT_VALUES:
             allowed = " or ".join(str(sorted(values)) for values in SPLIT_VALUES)
@@ -79,7 +81,7 @@ class PackedFile:
         return min(min(self._open(position).size) for position in range(len(self)))
 
     def decode(self, positions: Sequence[int] | np.ndarray, size: int, progress: bool = False) -> Tensor:
-        """The chosen images as squares, whatever their own aspect.
+        """The chosen images as they look, see `robret_lib.data.pictures.as_shown`; as squares, whatever their aspect.
 
         Args:
             positions: which images, in the order wanted.
@@ -95,22 +97,29 @@ class PackedFile:
         images = np.empty((len(positions), 3, size, size), dtype=np.uint8)
         bar = tqdm(positions, desc=f"decoding {self.path.stem}", disable=not progress)
         for row, position in enumerate(bar):
+            image = self._open(position)
             try:
-                images[row] = squared(self._open(position).convert("RGB"), size).transpose(2, 0, 1)
-            except OSError as error:
+                images[row] = squared(as_shown(image), size).transpose(2, 0, 1)
+            except Exception as error:  # damaged bytes surface as a dozen types
                 raise DataError(f"{self._where(position)} does not decode: {error}") from error
         return torch.from_numpy(images)
 
     def _open(self, position: int) -> Image.Image:
         compressed = self.data[self.offsets[position] : self.offsets[position + 1]].tobytes()
         try:
-            return Image.open(io.BytesIO(compressed), formats=["JPEG"])
-        except (OSError, Image.DecompressionBombError) as error:
+            # Pillow refuses above its limit, for files from elsewhere; what it only warns of may have been written here
+            with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+                return Image.open(io.BytesIO(compressed), formats=["JPEG"])
+        except Exception as error:  # damaged bytes surface as a dozen types
             raise DataError(f"{self._where(position)} is not a usable JPEG file: {error}") from error
 
     def _where(self, position: int) -> str:
-        name = "" if self.names is None else f" ({self.names[position]})"
-        return f"{self.path}: image {position}{name}"
+        return where(self.path, position, None if self.names is None else self.names[position])
+
+
+def where(path: Path, position: int, name: str | None) -> str:
+    """How messages name an image of a packed file; the name may be unknown."""
+    return f"{path}: image {position}" + (f" ({printable(name)})" if name else "")
 
 
 def squared(image: Image.Image, size: int) -> np.ndarray:
@@ -135,9 +144,9 @@ def read_packed(path: Path) -> PackedFile:
         data=members["data"],
         offsets=members["offsets"],
         labels=labels_from(members["label"], path),
-        class_names=_texts(members["class_names"], "class_names", path),
-        names=_texts(members["name"], "name", path) if "name" in members else None,
-        split=np.array(_texts(members["split"], "split", path)) if "split" in members else None,
+        class_names=decoded(members["class_names"], "class_names", path),
+        names=decoded(members["name"], "name", path) if "name" in members else None,
+        split=np.array(decoded(members["split"], "split", path)) if "split" in members else None,
     )
 
 
@@ -156,22 +165,19 @@ def _read_members(path: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def labels_from(stored: np.ndarray, path: Path) -> Tensor:
-    """Labels as `PackedFile` holds them: int64 ``[N]`` or uint8 ``[N, classes]``.
+def labels_from(given: np.ndarray | Tensor, path: Path) -> Tensor:
+    """Labels as `PackedFile` holds them, see `kept_labels`.
 
     Raises:
-        DataError: if they are neither whole numbers ``[N]`` nor zeros and ones ``[N, classes]``.
+        DataError: if they are no labels; it begins with ``path``.
     """
-    if stored.ndim == 1 and stored.dtype.kind in "iu":
-        return torch.from_numpy(stored.astype(np.int64))
-    if stored.ndim == 2 and stored.dtype.kind in "iub" and np.isin(stored, (0, 1)).all():
-        return torch.from_numpy(stored.astype(np.uint8))
-    raise DataError(
-        f"{path}: 'label' is {stored.dtype} {stored.shape}; expected whole numbers [N], or zeros and ones [N, classes]"
-    )
+    try:
+        return kept_labels(given.cpu() if isinstance(given, Tensor) else _tensor(given))
+    except DataError as error:
+        raise DataError(f"{path}: 'label': {error}") from error
 
 
-def _texts(stored: np.ndarray, member: str, path: Path) -> tuple[str, ...]:
-    if stored.dtype.kind != "S" or stored.ndim != 1:
-        raise DataError(f"{path}: {member!r} is {stored.dtype} {stored.shape}; expected bytes, one dimension")
-    return tuple(text.decode(errors="replace") for text in stored)
+def _tensor(given: np.ndarray) -> Tensor:
+    if given.dtype.kind not in "biuf" or given.dtype.itemsize > 8:
+        raise DataError(f"{given.dtype} of shape {given.shape}: expected numbers")
+    return torch.from_numpy(np.array(given, given.dtype.newbyteorder("=")))  # a copy, where it is read-only

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from robret_lib.data.errors import DataError
 from robret_lib.data.packed import PackedFile, read_packed
-from robret_lib.data.retrieval_data import DataError, Protocol, RetrievalData, Split
+from robret_lib.data.retrieval_data import Protocol, RetrievalData, Split
 
 _SIDE = re.compile(r"_(train|test)(?=[_.])")
 

@@ -1,17 +1,17 @@
 """Writes the storage format of `robret_lib.data.packed`."""
 
-import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
-from robret_lib.data.packed import PackedFile, labels_from
-from robret_lib.data.retrieval_data import DataError
+from robret_lib.data.errors import DataError
+from robret_lib.data.jpeg import jpeg_file
+from robret_lib.data.packed import PackedFile, labels_from, where
+from robret_lib.data.texts import encoded
 from robret_lib.files import written_whole
 
 
@@ -28,55 +28,57 @@ def write_packed(
 
     Args:
         path: ends in .npz; its folder is made if need be, a file already there is replaced.
-        images: uint8 tensors ``[3, H, W]`` or Pillow images, of any sizes; a generator will do, one is held
+        images: uint8 tensors ``[3, H, W]`` or Pillow images of any mode, of any sizes up to 178,956,970
+            pixels, stored as they look, see `robret_lib.data.pictures.as_shown`. A generator will do, one is held
             at a time.
-        labels: ``[N]`` class numbers from 0, or multi-hot ``[N, classes]``.
+        labels: ``[N]`` class numbers from 0, or multi-hot ``[N, classes]`` of at least two classes, in any dtype.
         class_names: one a class.
-        names: one an image.
+        names: one an image; file names that are no UTF-8, as `os.listdir` gives them, come back the same.
         split: one an image: train and test, or train, query and database.
         quality: of the JPEG files, 1 to 100; color is kept at full resolution.
 
     Raises:
-        DataError: if these do not fit together.
+        DataError: if these do not fit together; if an image is damaged, too large or of no such kind, with its
+            position and, if known, its name.
     """
     path = Path(path)
     if path.suffix != ".npz":
         raise DataError(f"{path} must end in .npz to be found again")
-    files = [_jpeg(image, quality) for image in images]
+    texts = {"class_names": class_names, "name": names, "split": split}
+    texts = {member: tuple(values) for member, values in texts.items() if values is not None}
+    stored_texts = {member: encoded(values, member, path) for member, values in texts.items()}
+    files = _jpeg_files(images, quality, texts.get("name", ()), path)
     packed = PackedFile(
         path=path,
         data=np.frombuffer(b"".join(files), dtype=np.uint8),
         offsets=np.cumsum([0, *map(len, files)], dtype=np.int64),
-        labels=labels_from(np.asarray(labels), path),
-        class_names=tuple(class_names),
-        names=None if names is None else tuple(names),
-        split=None if split is None else np.array(split),
+        labels=labels_from(labels if isinstance(labels, Tensor) else np.asarray(labels), path),
+        class_names=texts["class_names"],
+        names=texts.get("name"),
+        split=np.array(texts["split"]) if "split" in texts else None,
     )
     with written_whole(path) as file:
-        np.savez(file, **_members(packed))
+        np.savez(file, **_numbers(packed), **stored_texts)
 
 
-def _members(packed: PackedFile) -> dict[str, np.ndarray]:
+def _numbers(packed: PackedFile) -> dict[str, np.ndarray]:
     small = np.int16 if len(packed.class_names) <= 2**15 else np.int32
     label = packed.labels.numpy()
-    texts = {"class_names": packed.class_names, "name": packed.names, "split": packed.split}
     return {
         "data": packed.data,
         "offsets": packed.offsets,
         "label": label.astype(small) if label.ndim == 1 else label,
-        **{
-            member: np.array([text.encode() for text in values])
-            for member, values in texts.items()
-            if values is not None
-        },
     }
 
 
-def _jpeg(image: Tensor | Image.Image, quality: int) -> bytes:
-    if isinstance(image, Tensor):
-        if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
-            raise DataError(f"an image is {image.dtype} {tuple(image.shape)}; expected uint8 [3, height, width]")
-        image = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=quality, subsampling=0)
-    return buffer.getvalue()
+def _jpeg_files(images: Iterable[Tensor | Image.Image], quality: int, names: Sequence[str], path: Path) -> list[bytes]:
+    files, image = [], None
+    try:
+        for image in images:
+            files.append(jpeg_file(image, quality))
+            image = None  # where the next one cannot be given, its file name is not this one's
+    except Exception as error:  # of a damaged picture, and of a generator that opens it, in a dozen types
+        name = names[len(files)] if len(files) < len(names) else os.fsdecode(getattr(image, "filename", ""))
+        what = f"{error}" if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+        raise DataError(f"{where(path, len(files), name)} cannot be stored: {what}") from error
+    return files

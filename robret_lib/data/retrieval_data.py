@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
-class DataError(ValueError):
-    """Data is absent, damaged or contradicts itself; the message says what to do."""
+from robret_lib.data.errors import DataError
+from robret_lib.data.labels import check_label_range, kept_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +20,8 @@ class Split:
 
     Attributes:
         images: ``[N, C, H, W]``, uint8 in 0..255 or floating point in [0, 1].
-        labels: int64 ``[N]``, class numbers from 0; or, where an image has several, uint8 ``[N, classes]`` of
-            zeros and ones.
+        labels: class numbers from 0, whole numbers ``[N]``; or, where an image has several, zeros and ones
+            ``[N, classes]`` of at least two classes. Given in any dtype, kept as int64 and uint8.
         texts: one text an image, or None.
 
     Raises:
@@ -35,7 +34,7 @@ class Split:
 
     def __post_init__(self) -> None:
         _check_images(self.images)
-        _check_labels(self.labels)
+        object.__setattr__(self, "labels", kept_labels(self.labels))
         if len(self.labels) != len(self.images):
             raise DataError(f"{len(self.images)} images have {len(self.labels)} labels; give one label an image")
         if self.texts is not None and len(self.texts) != len(self.images):
@@ -134,18 +133,6 @@ def as_float(images: Tensor) -> Tensor:
     return images.float()
 
 
-def check_label_range(labels: Tensor, classes: int, where: str) -> None:
-    """Checks that each label of ``[N]`` is below ``classes``, or that ``[N, classes]`` is that wide.
-
-    Raises:
-        DataError: if not; it begins with ``where``.
-    """
-    if labels.ndim == 2 and labels.shape[1] != classes:
-        raise DataError(f"{where}: multi-hot labels have {labels.shape[1]} columns for {classes} class names")
-    if labels.ndim == 1 and len(labels) and int(labels.max()) >= classes:
-        raise DataError(f"{where}: label {int(labels.max())} has no name; there are {classes} class names, from 0")
-
-
 def _check_images(images: Tensor) -> None:
     if images.ndim != 4 or 0 in images.shape[1:]:
         raise DataError(f"images have shape {tuple(images.shape)}; expected [N, channels, height, width]")
@@ -160,17 +147,3 @@ def _check_images(images: Tensor) -> None:
         raise DataError(
             f"float images reach from {low:g} to {high:g}; expected [0, 1] (divide by 255, or undo a normalization)"
         )
-
-
-def _check_labels(labels: Tensor) -> None:
-    if (labels.ndim, labels.dtype) not in ((1, torch.int64), (2, torch.uint8)):
-        raise DataError(
-            f"labels are {labels.dtype} of shape {tuple(labels.shape)}; "
-            "expected int64 [N], or uint8 multi-hot [N, classes]"
-        )
-    if labels.numel() == 0:
-        return
-    if labels.ndim == 1 and int(labels.min()) < 0:
-        raise DataError(f"label {int(labels.min())} is negative; class numbers start at 0")
-    if labels.ndim == 2 and int(labels.max()) > 1:
-        raise DataError(f"multi-hot labels hold the value {int(labels.max())}; expected only 0 and 1")
