@@ -279,6 +279,11 @@ def test_full_scale_weights_are_those_of_the_generation(distance, sampler):
     )
 
 
+def shrunk(layer):
+    if isinstance(layer, torch.nn.Linear):
+        torch.nn.init.constant_(layer.bias, 0.01)
+
+
 @pytest.mark.parametrize("edit", ["margin", "seeds", "batches", "initial weights", "rate", "offset"])
 def test_an_edit_that_changes_weights_is_noticed(edit, monkeypatch):
     before = trained_a_little()
@@ -291,7 +296,8 @@ def test_an_edit_that_changes_weights_is_noticed(edit, monkeypatch):
         batches = training.spc2_epoch
         monkeypatch.setattr(training, "spc2_epoch", lambda labels, *rest: batches(labels // 2, *rest))
     elif edit == "initial weights":
-        monkeypatch.setattr(torch.nn.Linear, "reset_parameters", lambda layer: torch.nn.init.ones_(layer.weight))
+        build = models.build
+        monkeypatch.setattr(models, "build", lambda *given, **named: build(*given, **named).apply(shrunk))
     elif edit == "rate":
         monkeypatch.setattr(torch.optim, "Adam", partial(torch.optim.Adam, betas=(0.9, 0.99)))
     else:
