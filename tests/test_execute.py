@@ -3,50 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from execute import stated_seconds, words
 from fingerprints import fingerprint, library_files
 from outputs import merged_streams, objections, with_outputs
-
-SCRIPT = Path(__file__).resolve().parent.parent / "book" / "execute.py"
-
-
-def write_chapter(root: Path, name: str, *sources: str, box: str = "Runtime 5 s at quick scale.") -> Path:
-    cells = [new_markdown_cell(f"# {name}\n\n{box}", id="title")]
-    cells += [new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(sources)]
-    path = root / "chapters" / f"{name}.ipynb"
-    path.parent.mkdir(exist_ok=True)
-    nbformat.write(new_notebook(cells=cells), path)
-    return path
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A library of five modules: top imports middle, middle imports bottom relatively; other stands alone."""
-    library = tmp_path / "robret_lib"
-    (library / "part").mkdir(parents=True)
-    (library / "__init__.py").write_text("")
-    (library / "part" / "__init__.py").write_text("")
-    (library / "part" / "top.py").write_text("from robret_lib import middle\n")
-    (library / "middle.py").write_text("from .part import bottom\n")
-    (library / "part" / "bottom.py").write_text("value = 1\n")
-    (library / "other.py").write_text("value = 2\n")
-    (library / "robret.mplstyle").write_text("font.size: 9\n")
-    return tmp_path
-
-
-def execute(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), "--root", str(root), *arguments]
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+from tests.toy_checkout import execute, write_chapter
 
 
 def test_library_files_are_followed_through_imports(checkout: Path):
@@ -141,7 +107,8 @@ def test_warnings_and_paths_are_not_stored(tmp_path: Path):
 
 
 def test_failure_is_shown_and_the_others_finish(checkout: Path):
-    write_chapter(checkout, "01_good", "from robret_lib import middle", "open('made', 'w').write('x')\nprint('done')")
+    scratch = "import os\nprint(os.listdir())\nopen('made', 'w').close()"
+    write_chapter(checkout, "01_good", "from robret_lib import middle", scratch)
     bad = write_chapter(
         checkout, "02_bad", "print('before')", "wanted = 1\nraise ValueError('no such eps')", "print(3)"
     )
@@ -155,9 +122,9 @@ def test_failure_is_shown_and_the_others_finish(checkout: Path):
     assert "before" in json.dumps(partly.cells)
 
     good = nbformat.read(built / "executed" / "01_good.ipynb", as_version=4)
-    assert good.cells[2].outputs[0].text == "done\n"
+    assert good.cells[2].outputs[0].text == "[]\n", "it runs in an empty folder"
     assert [cell.id for cell in good.cells] == ["title", "cell-0", "cell-1"], "no injected cell"
-    assert (built / "runs" / "01_good" / "made").exists(), "it runs in a scratch folder"
+    assert not list(checkout.rglob("made")), "of which nothing is kept"
 
     write_chapter(checkout, "02_bad", "print('mended')")
     second = execute(checkout)
