@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import sys
 from pathlib import Path
 
 import nbformat
@@ -97,13 +99,54 @@ def test_only_outputs_are_taken_from_a_run():
     assert kept.cells[0].outputs[0].text == "1"
 
 
-def test_warnings_and_paths_are_not_stored(tmp_path: Path):
-    cells = [new_code_cell(id=name) for name in ("fine", "warns", "tells")]
+def objections_to(root: Path, **data: object) -> list[str]:
+    cells = [new_code_cell(id="one", outputs=[new_output("execute_result", data)])]
+    return objections(new_notebook(cells=cells), root)
+
+
+def test_warnings_are_not_stored(tmp_path: Path):
+    cells = [new_code_cell(id=name) for name in ("fine", "warns")]
     cells[0].outputs = [new_output("stream", text="fine")]
     cells[1].outputs = [new_output("stream", name="stderr", text="10%")]
-    cells[2].outputs = [new_output("execute_result", {"text/plain": f"'{tmp_path}/file'"})]
-    found = objections(new_notebook(cells=cells), tmp_path)
-    assert [text.split()[1] for text in found] == ["warns", "tells"]
+    assert [text.split()[1] for text in objections(new_notebook(cells=cells), tmp_path)] == ["warns"]
+
+
+@pytest.mark.parametrize("root", ["/work/robret", "/home/René Müller/robret", "/tmp/\U0001f986 & 'quoted' \"twice\"/x"])
+@pytest.mark.parametrize(
+    "shown",
+    [
+        str,
+        repr,
+        ascii,
+        json.dumps,
+        lambda path: json.dumps(path).upper(),
+        lambda path: f"in {path}.",
+        lambda path: f"<a href='{Path(path).as_uri()}/page.html'>",
+        lambda path: f"<td>{html.escape(path)}</td>",
+        lambda path: f"\x1b[35m{Path(path).parent}/\x1b[95m{Path(path).name}\x1b[0m",
+    ],
+)
+def test_paths_of_this_machine_are_not_stored(root: str, shown):
+    assert objections_to(Path(root), **{"text/html": f"a table\n{shown(root)}\n"})
+    assert objections_to(Path(root), **{"application/json": {"files": [{shown(root): 1}]}})
+    assert objections_to(Path(root), **{"image/svg+xml": f"<svg>{shown(root)}</svg>"})
+
+
+def test_what_is_no_path_of_this_machine_is_stored(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/")
+    monkeypatch.setenv("ROBRET_DATA", "/root")
+    text = "1/2, and/or, /rooted, /root-2, https://example.org/page"
+    assert not objections_to(Path("/work/robret"), **{"text/plain": text, "image/png": "iVBORw0/root/w=="})
+    assert objections_to(Path("/work/robret"), **{"text/plain": "/root"})
+
+
+def test_every_folder_of_this_machine_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ROBRET_DATA", str(tmp_path / "data"))
+    (tmp_path / "link").symlink_to(tmp_path / "linked")
+    for place in (tmp_path / "home", tmp_path / "data", Path(sys.prefix), tmp_path / "link", tmp_path / "linked"):
+        assert objections_to(tmp_path / "link", **{"text/plain": f"{place}/file"}), place
+    assert not objections_to(tmp_path / "link", **{"text/plain": f"{tmp_path}/file"})
 
 
 def test_failure_is_shown_and_the_others_finish(checkout: Path):
