@@ -54,7 +54,8 @@ class Chapter:
             return {}
 
     def fresh(self) -> bool:
-        return self.last_run().get("fingerprint") == fingerprint(self.path, self.root)
+        kept = self.built("executed", ".ipynb").exists()
+        return kept and self.last_run().get("fingerprint") == fingerprint(self.path, self.root)
 
     def expected_seconds(self) -> float:
         return self.last_run().get("seconds") or stated_seconds(self.path) or 120.0

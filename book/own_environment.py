@@ -25,9 +25,8 @@ def owner() -> Path | None:
 
 if __name__ == "__main__" and (other := owner()):
     sys.exit(
-        f"The environment {sys.prefix} runs the library of another checkout, {other}; installing {CHECKOUT} "
-        "there would make it run this one's, without a word. Do one of these:\n"
-        "  make VENV=FOLDER ...    uses an environment of its own for this checkout\n"
-        f"  {sys.executable} -m pip uninstall robret\n"
-        "                          frees that environment; then run make again"
+        f"The environment {sys.prefix} runs the library of another checkout:\n  {other}\n"
+        f"Installing {CHECKOUT} would make it run this one's, without a word. Do one of these:\n"
+        "  make VENV=FOLDER ...    to give this checkout an environment of its own\n"
+        f"  {sys.executable} -m pip uninstall robret    to free that one, and then make again"
     )

@@ -102,6 +102,9 @@ def test_a_damaged_note_counts_as_no_last_run(checkout: Path, text: str):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "done in" in done.stdout
     assert json.loads(note.read_text())["fingerprint"]
+    assert "up to date" in execute(checkout).stdout
+    note.with_suffix(".ipynb").unlink()
+    assert "done in" in execute(checkout).stdout, "without a copy it counts as never run"
 
 
 def test_two_runs_take_turns_and_the_second_finds_the_work_done(checkout: Path, tmp_path: Path):

@@ -54,7 +54,7 @@ def test_an_environment_of_another_checkout_is_left_alone(mine: Path, environmen
     install(other, environment)
     done = make(mine, f"VENV={environment}", "html", PYTHONPATH=str(mine))
     assert done.returncode != 0
-    assert f"another checkout, {other}; installing {mine}" in done.stderr
+    assert f"another checkout:\n  {other}\nInstalling {mine} would" in done.stderr
     assert "pip uninstall robret" in done.stderr
     assert "No module named pip" not in done.stderr, "it stops before pip runs"
 
