@@ -9,6 +9,9 @@ STAMP   := $(VENV)/.robret-installed
 # One thread a process: results repeat to the last digit, and two processes share two cores fairly.
 export OMP_NUM_THREADS = 1
 
+# What runs is the library of this checkout, wherever pip has installed one.
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+
 .DEFAULT_GOAL := help
 .PHONY: help book html chapters test data bench clean
 
@@ -48,6 +51,7 @@ clean: ## remove what was built; the environment and the data stay
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || $(MAKE) --no-print-directory $(BIN)/pip
+	@$(BIN)/python -I book/own_environment.py
 	@echo "installing into $(VENV); the first time takes a few minutes (torch and CUDA are several GB) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[book,test]"
 	@touch $@

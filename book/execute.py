@@ -2,7 +2,8 @@
 
 Only stale chapters run (see fingerprints.py); their executed copies are kept in book/_build/executed. With
 --store every chapter asked for runs, and its outputs go back into chapters/, written so that a second run on
-the same machine gives the same bytes. A chapter that fails does not stop the others.
+the same machine gives the same bytes. A chapter that fails does not stop the others. Two of these at once take
+turns at each chapter; one that is told to stop (SIGINT, SIGTERM) leaves nothing running.
 """
 
 from __future__ import annotations
@@ -11,19 +12,21 @@ import argparse
 import json
 import os
 import re
-import shutil
-import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import nbformat
 
+from checkout import refuse_other_library, settle
 from fingerprints import fingerprint
+from leash import Leash, end_on_signals
 from outputs import failure, objections, with_outputs
-from robret_lib.files import written_whole
+from robret_lib.files import one_at_a_time, written_whole
 
 PATIENCE = 30.0  # seconds without news until a line says that work goes on
 
@@ -44,12 +47,15 @@ class Chapter:
         return self.root / "book" / "_build" / kind / f"{self.name}{suffix}"
 
     def last_run(self) -> dict:
-        """Fingerprint and seconds of the last run that succeeded; empty where there was none."""
-        record = self.built("executed", ".json")
-        return json.loads(record.read_text()) if record.exists() else {}
+        """Fingerprint and seconds of the last run that succeeded; empty where none is known of."""
+        try:
+            return dict(json.loads(self.built("executed", ".json").read_bytes()))
+        except (OSError, TypeError, ValueError):
+            return {}
 
     def fresh(self) -> bool:
-        return self.last_run().get("fingerprint") == fingerprint(self.path, self.root)
+        kept = self.built("executed", ".ipynb").exists()
+        return kept and self.last_run().get("fingerprint") == fingerprint(self.path, self.root)
 
     def expected_seconds(self) -> float:
         return self.last_run().get("seconds") or stated_seconds(self.path) or 120.0
@@ -68,26 +74,40 @@ def write(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def papermill(chapter: Chapter, output: Path, log: Path) -> int:
-    """Run the notebook in an empty scratch folder; returns papermill's exit status."""
-    scratch = chapter.built("runs")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.unlink(missing_ok=True)
+def papermill(chapter: Chapter, output: Path, log: Path, leash: Leash) -> int:
+    """Run the notebook in an empty folder beside `output`; returns papermill's exit status."""
+    scratch = output.with_name("scratch")
+    scratch.mkdir()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
-    environment.pop("MPLBACKEND", None)  # the kernel picks the one that draws into the notebook
     command = [sys.executable, "-m", "papermill", chapter.path, output, "--cwd", scratch]
     options = ["--kernel", "python3", "--no-progress-bar", "--log-output"]
     with log.open("w") as stream:
-        return subprocess.run([*command, *options], stdout=stream, stderr=stream, env=environment).returncode
+        return leash.run([*command, *options], stdout=stream, stderr=stream, env=environment)
 
 
-def run(chapter: Chapter, store: bool) -> str:
-    """Run one chapter and keep its executed copy; returns what went wrong, "" where nothing did."""
+def run(chapter: Chapter, store: bool, leash: Leash) -> str:
+    """Run one chapter and keep its executed copy; returns what went wrong, "" where nothing did.
+
+    Everything happens in a folder of its own, so that no other run is disturbed, even where locks do not work.
+    """
+    folder = chapter.built("runs")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as temporary:
+        output, log = Path(temporary, "notebook.ipynb"), Path(temporary, "log")
+        trouble = attempt(chapter, store, leash, output, log)
+        for path, suffix in ((output, ".ipynb"), (log, ".log")):
+            kept = chapter.built("failed", suffix)
+            kept.parent.mkdir(exist_ok=True)
+            kept.unlink(missing_ok=True)
+            if trouble and path.exists():
+                path.replace(kept)
+    return trouble
+
+
+def attempt(chapter: Chapter, store: bool, leash: Leash, output: Path, log: Path) -> str:
+    """The run itself, see `run`."""
     before, mark, begin = chapter.path.read_bytes(), fingerprint(chapter.path, chapter.root), time.monotonic()
-    output, log = chapter.built("failed", ".ipynb"), chapter.built("failed", ".log")
-    status = papermill(chapter, output, log)
+    status = papermill(chapter, output, log, leash)
     executed = nbformat.read(output, as_version=4) if output.exists() else nbformat.v4.new_notebook()
     if status:
         return failure(executed, log.read_text())
@@ -102,8 +122,6 @@ def run(chapter: Chapter, store: bool) -> str:
     write(chapter.built("executed", ".json"), json.dumps(record))
     if store:
         write(chapter.path, text)
-    output.unlink()
-    log.unlink()
     return ""
 
 
@@ -133,8 +151,12 @@ class Progress:
 
     def ended(self, chapter: Chapter, trouble: str) -> None:
         del self.unfinished[chapter]
-        seconds = time.monotonic() - self.begun[chapter]
-        self.say(chapter, f"{'FAILED' if trouble else 'done'} in {words(seconds)}{self.left()}")
+        if trouble or chapter in self.begun:
+            now = time.monotonic()
+            seconds = now - self.begun.get(chapter, now)
+            self.say(chapter, f"{'FAILED' if trouble else 'done'} in {words(seconds)}{self.left()}")
+        else:
+            self.say(chapter, f"up to date by now{self.left()}")
 
     def going_on(self) -> None:
         print(f"      still running{self.left()}", flush=True)
@@ -149,12 +171,22 @@ class Progress:
 
 def run_all(chapters: list[Chapter], workers: int, store: bool) -> dict[Chapter, str]:
     """Run chapters side by side; returns what went wrong with those that failed."""
-    progress, failures = Progress(chapters, workers), {}
+    progress, failures, leash = Progress(chapters, workers), {}, Leash()
 
     def job(chapter: Chapter) -> tuple[Chapter, str]:
-        progress.started(chapter)
+        say_once = cache(progress.say)
+
+        def busy() -> None:
+            if leash.loose:
+                raise InterruptedError
+            say_once(chapter, "waiting: another run in this checkout has it")
+
         try:
-            return chapter, run(chapter, store)
+            with one_at_a_time(chapter.built("runs", ".lock"), busy):
+                if not store and chapter.fresh():  # since another run has been waited for
+                    return chapter, ""
+                progress.started(chapter)
+                return chapter, run(chapter, store, leash)
         except Exception as error:  # a notebook that cannot be read, say: the others still run
             return chapter, f"{type(error).__name__}: {error}"
 
@@ -169,7 +201,8 @@ def run_all(chapters: list[Chapter], workers: int, store: bool) -> dict[Chapter,
             if not done:
                 progress.going_on()
     finally:
-        pool.shutdown(cancel_futures=True)  # after Ctrl-C no other chapter begins
+        leash.let_go()
+        pool.shutdown(cancel_futures=True)  # after a signal no other chapter begins
     return failures
 
 
@@ -198,15 +231,21 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="chapters at once")
     parser.add_argument("--root", type=Path, default=Path(__file__).parent.parent, help="the checkout")
     options = parser.parse_args()
-    chapters = chosen(options.root.resolve(), options.names)
+    root = options.root.resolve()
+    end_on_signals()
+    chapters = chosen(root, options.names)
     stale = [chapter for chapter in chapters if options.store or not chapter.fresh()]
     if len(stale) < len(chapters):
         print(f"{len(chapters) - len(stale)} of {len(chapters)} chapters are up to date", flush=True)
-    try:
-        failures = run_all(stale, options.workers, options.store) if stale else {}
-    except KeyboardInterrupt:
-        print("\nstopped; the chapters that finished need not run again")
-        return 130
+    failures = {}
+    if stale:
+        settle(root)
+        refuse_other_library(root)
+        try:
+            failures = run_all(stale, options.workers, options.store)
+        except SystemExit:
+            print("\nstopped; the chapters that finished need not run again")
+            raise
     if failures:
         report(failures)
     return 1 if failures else 0

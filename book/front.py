@@ -13,6 +13,8 @@ from pathlib import Path
 import matplotlib
 import nbformat
 
+from checkout import settle
+
 FIGURE = "fig-strip"
 
 
@@ -20,6 +22,7 @@ def main(root: Path) -> None:
     """Run the cells in an empty folder, where their run log is thrown away, and save the figure."""
     matplotlib.use("agg")
     chapter = nbformat.read(root / "chapters" / "01_image_retrieval.ipynb", as_version=4)
+    settle(root)
     sys.path.insert(0, str(root))
     namespace = {"__name__": "__main__"}
     with tempfile.TemporaryDirectory() as scratch:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
+from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
+from urllib.parse import unquote
 
 from nbformat import NotebookNode
+
+from robret_lib.folders import data_root
 
 COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -36,14 +43,46 @@ def merged_streams(outputs: list[NotebookNode]) -> list[NotebookNode]:
 
 def objections(notebook: NotebookNode, root: Path) -> list[str]:
     """Why a notebook must not be stored: warnings, progress bars, paths of this machine."""
-    found = []
+    found, here = [], places(root)
     for cell in notebook.cells:
         outputs = cell.get("outputs", [])
         if any(output.get("name") == "stderr" for output in outputs):
             found.append(f"cell {cell.get('id')} writes to stderr (a warning or a progress bar)")
-        if any(str(path) in json.dumps(outputs) for path in (root, Path.home())):
+        if any(here.search(reading) for text in texts(outputs) for reading in readings(text)):
             found.append(f"cell {cell.get('id')} shows a path of this machine")
     return found
+
+
+def places(root: Path) -> re.Pattern[str]:
+    """Matches the folders that tell one machine from another: as they are, and as Python and JSON escape them."""
+    folders = {root, data_root(), Path(sys.prefix), Path(os.path.expanduser("~"))}
+    forms = set()
+    for folder in folders | {folder.resolve() for folder in folders}:
+        if folder.is_absolute() and folder != Path(folder.anchor):  # a home of "/" begins every path
+            name = str(folder)
+            quoted = (repr(name), ascii(name), json.dumps(name), json.dumps(name, ensure_ascii=False))
+            forms |= {name, *(form[1:-1] for form in quoted)}
+    # Hexadecimal digits are written both ways.
+    return re.compile(rf"(?:{'|'.join(map(re.escape, sorted(forms)))})(?![\w-])", re.IGNORECASE)
+
+
+def texts(value: object, kind: str = "") -> Iterator[str]:
+    """Every string within outputs, but for coded pictures, whose characters spell anything."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield key
+            yield from texts(part, key)
+    elif isinstance(value, list):
+        for part in value:
+            yield from texts(part, kind)
+    elif isinstance(value, str) and not (kind.startswith("image/") and kind != "image/svg+xml"):
+        yield value
+
+
+def readings(text: str) -> tuple[str, ...]:
+    """The text without colors: as it is, as a link, as HTML."""
+    plain = COLOR.sub("", text)
+    return plain, unquote(plain), unescape(plain)
 
 
 def failure(notebook: NotebookNode, log: str) -> str:

@@ -3,6 +3,7 @@
 Pages and chapters are first copied into one folder that mirrors the checkout, so links to the repository stay
 right whichever chapters are taken: the stored ones, or with --executed those that execute.py has just run.
 A change anywhere means a build from scratch: an incremental one keeps old sidebars and forgets its warnings.
+Two of these at once in one checkout take turns.
 """
 
 from __future__ import annotations
@@ -13,7 +14,12 @@ import importlib.metadata
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+
+from checkout import refuse_other_library, settle
+from leash import Leash, end_on_signals
+from robret_lib.files import one_at_a_time
 
 PAGES = ("*.md", "*.bib", "*.yml", "api/*.md", "_static/**/*")
 
@@ -55,7 +61,27 @@ def render(source: Path, build: Path) -> bool:
     ]
     options = ["--path-output", build.parent, "-W", "--keep-going", "--quiet"]
     # Warnings go to stderr; what it says to stdout would name the page a second time.
-    return subprocess.run([*command, *options], stdout=subprocess.DEVNULL).returncode == 0
+    return Leash().run([*command, *options], stdout=subprocess.DEVNULL) == 0
+
+
+def build_book(root: Path, executed: bool) -> bool:
+    """Render what has changed, and say where the book is; False where there was a warning or an error."""
+    build = root / "book" / "_build"
+    chapters = build / "executed" if executed else root / "chapters"
+    stage(root, chapters, build / "source")
+    state, stamp = digest(build / "source", root / "robret_lib"), build / "rendered"
+    page = build / "html" / "index.html"
+    if not (page.exists() and stamp.exists() and stamp.read_bytes() == state.encode()):
+        stamp.unlink(missing_ok=True)
+        print("rendering the book ...", flush=True)
+        settle(root)
+        refuse_other_library(root)
+        if not render(build / "source", build):
+            print("The book has warnings or errors (above); they count as failures.")
+            return False
+        stamp.write_text(state)
+    print(f"Open {page.as_uri()}")
+    return True
 
 
 def main() -> int:
@@ -64,20 +90,10 @@ def main() -> int:
     parser.add_argument("--root", type=Path, default=Path(__file__).parent.parent, help="the checkout")
     options = parser.parse_args()
     root = options.root.resolve()
-    build = root / "book" / "_build"
-    chapters = build / "executed" if options.executed else root / "chapters"
-    stage(root, chapters, build / "source")
-    state, stamp = digest(build / "source", root / "robret_lib"), build / "rendered"
-    page = build / "html" / "index.html"
-    if not (page.exists() and stamp.exists() and stamp.read_text() == state):
-        stamp.unlink(missing_ok=True)
-        print("rendering the book ...", flush=True)
-        if not render(build / "source", build):
-            print("The book has warnings or errors (above); they count as failures.")
-            return 1
-        stamp.write_text(state)
-    print(f"Open {page.as_uri()}")
-    return 0
+    end_on_signals()
+    tell_once = cache(lambda: print("waiting: another run in this checkout renders the book", flush=True))
+    with one_at_a_time(root / "book" / "_build" / "rendering.lock", tell_once):
+        return 0 if build_book(root, options.executed) else 1
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the library of this checkout, whatever is installed
+
 from robret_lib import data
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -34,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the script; returns its exit code."""
     parser = argparse.ArgumentParser(description="Get, verify and unpack Fashion-MNIST (55 MB).")
     parser.add_argument("--root", type=Path, default=data.data_root(), help="data root (now: %(default)s)")
-    folder = data.fashion_mnist_folder(parser.parse_args(arguments).root.expanduser())
+    folder = data.fashion_mnist_folder(parser.parse_args(arguments).root.expanduser().absolute())
     try:
         source = prepare(folder)
     except SourceError as error:

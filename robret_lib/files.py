@@ -4,10 +4,10 @@ import glob
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 try:
     import fcntl
@@ -58,13 +58,14 @@ def append(path: Path, text: str) -> None:
 
 
 @contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
+def one_at_a_time(path: Path, busy: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Processes that come here with the same path wait for each other.
 
     Where the file system knows no locks, as on some clusters, nobody waits: what is done inside must bear that.
 
     Args:
         path: an empty file, made if need be, that stays.
+        busy: called over and over while another process is inside; what it raises ends the waiting.
 
     Raises:
         OSError: naming ``path``, where it cannot be made.
@@ -73,10 +74,20 @@ def one_at_a_time(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.open("a")
     with lock:
-        if fcntl is not None:
-            with suppress(OSError):
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        while _taken(lock):
+            busy()
+            time.sleep(0.05)
         yield
+
+
+def _taken(lock: TextIO) -> bool:
+    """Whether another process has the lock; if not, this one has it now, where there are locks at all."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    return False
 
 
 @contextmanager

@@ -1,9 +1,10 @@
-"""Fixtures of the tests that attack: `small_retrieval` searched in itself, trained once for each distance."""
+"""Fixtures: `small_retrieval` searched in itself, trained once for each distance; a small checkout with chapters."""
 
 import pytest
 
 from robret_lib.attacks import Gallery
 from tests.small_retrieval import DISTANCES, SIZE, some_split, trained_model
+from tests.toy_checkout import make_checkout
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +39,8 @@ def model(models):
 @pytest.fixture
 def gallery(galleries):
     return galleries["N"]
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    return make_checkout(tmp_path / "checkout")

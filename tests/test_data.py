@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import pwd
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +210,32 @@ def test_data_root_is_the_variable_else_a_cache_folder(tmp_path: Path, monkeypat
     assert data.data_root() == tmp_path
     monkeypatch.setenv("ROBRET_DATA", "")
     assert data.data_root().name == "robret"
+
+
+def test_data_root_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ROBRET_DATA", "my data")
+    assert data.data_root() == tmp_path / "my data"
+    monkeypatch.setenv("ROBRET_DATA", "~/data")
+    assert data.data_root() == tmp_path / "home" / "data"
+    monkeypatch.setenv("ROBRET_DATA", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    assert data.data_root().is_absolute()
+
+
+def test_a_user_without_a_home_is_told_of_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "ROBRET_DATA", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(RuntimeError, match="Set ROBRET_DATA to an absolute path"):
+        data.data_root()
+    monkeypatch.setenv("ROBRET_DATA", "~/data")
+    with pytest.raises(RuntimeError, match="Set ROBRET_DATA to an absolute path"):
+        data.data_root()
 
 
 # --- the packed format ----------------------------------------------------------------------------

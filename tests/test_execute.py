@@ -2,51 +2,19 @@
 
 from __future__ import annotations
 
+import html
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from execute import stated_seconds, words
 from fingerprints import fingerprint, library_files
 from outputs import merged_streams, objections, with_outputs
-
-SCRIPT = Path(__file__).resolve().parent.parent / "book" / "execute.py"
-
-
-def write_chapter(root: Path, name: str, *sources: str, box: str = "Runtime 5 s at quick scale.") -> Path:
-    cells = [new_markdown_cell(f"# {name}\n\n{box}", id="title")]
-    cells += [new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(sources)]
-    path = root / "chapters" / f"{name}.ipynb"
-    path.parent.mkdir(exist_ok=True)
-    nbformat.write(new_notebook(cells=cells), path)
-    return path
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A library of five modules: top imports middle, middle imports bottom relatively; other stands alone."""
-    library = tmp_path / "robret_lib"
-    (library / "part").mkdir(parents=True)
-    (library / "__init__.py").write_text("")
-    (library / "part" / "__init__.py").write_text("")
-    (library / "part" / "top.py").write_text("from robret_lib import middle\n")
-    (library / "middle.py").write_text("from .part import bottom\n")
-    (library / "part" / "bottom.py").write_text("value = 1\n")
-    (library / "other.py").write_text("value = 2\n")
-    (library / "robret.mplstyle").write_text("font.size: 9\n")
-    return tmp_path
-
-
-def execute(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), "--root", str(root), *arguments]
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+from tests.toy_checkout import execute, write_chapter
 
 
 def test_library_files_are_followed_through_imports(checkout: Path):
@@ -131,17 +99,59 @@ def test_only_outputs_are_taken_from_a_run():
     assert kept.cells[0].outputs[0].text == "1"
 
 
-def test_warnings_and_paths_are_not_stored(tmp_path: Path):
-    cells = [new_code_cell(id=name) for name in ("fine", "warns", "tells")]
+def objections_to(root: Path, **data: object) -> list[str]:
+    cells = [new_code_cell(id="one", outputs=[new_output("execute_result", data)])]
+    return objections(new_notebook(cells=cells), root)
+
+
+def test_warnings_are_not_stored(tmp_path: Path):
+    cells = [new_code_cell(id=name) for name in ("fine", "warns")]
     cells[0].outputs = [new_output("stream", text="fine")]
     cells[1].outputs = [new_output("stream", name="stderr", text="10%")]
-    cells[2].outputs = [new_output("execute_result", {"text/plain": f"'{tmp_path}/file'"})]
-    found = objections(new_notebook(cells=cells), tmp_path)
-    assert [text.split()[1] for text in found] == ["warns", "tells"]
+    assert [text.split()[1] for text in objections(new_notebook(cells=cells), tmp_path)] == ["warns"]
+
+
+@pytest.mark.parametrize("root", ["/work/robret", "/home/René Müller/robret", "/tmp/\U0001f986 & 'quoted' \"twice\"/x"])
+@pytest.mark.parametrize(
+    "shown",
+    [
+        str,
+        repr,
+        ascii,
+        json.dumps,
+        lambda path: json.dumps(path).upper(),
+        lambda path: f"in {path}.",
+        lambda path: f"<a href='{Path(path).as_uri()}/page.html'>",
+        lambda path: f"<td>{html.escape(path)}</td>",
+        lambda path: f"\x1b[35m{Path(path).parent}/\x1b[95m{Path(path).name}\x1b[0m",
+    ],
+)
+def test_paths_of_this_machine_are_not_stored(root: str, shown):
+    assert objections_to(Path(root), **{"text/html": f"a table\n{shown(root)}\n"})
+    assert objections_to(Path(root), **{"application/json": {"files": [{shown(root): 1}]}})
+    assert objections_to(Path(root), **{"image/svg+xml": f"<svg>{shown(root)}</svg>"})
+
+
+def test_what_is_no_path_of_this_machine_is_stored(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/")
+    monkeypatch.setenv("ROBRET_DATA", "/root")
+    text = "1/2, and/or, /rooted, /root-2, https://example.org/page"
+    assert not objections_to(Path("/work/robret"), **{"text/plain": text, "image/png": "iVBORw0/root/w=="})
+    assert objections_to(Path("/work/robret"), **{"text/plain": "/root"})
+
+
+def test_every_folder_of_this_machine_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ROBRET_DATA", str(tmp_path / "data"))
+    (tmp_path / "link").symlink_to(tmp_path / "linked")
+    for place in (tmp_path / "home", tmp_path / "data", Path(sys.prefix), tmp_path / "link", tmp_path / "linked"):
+        assert objections_to(tmp_path / "link", **{"text/plain": f"{place}/file"}), place
+    assert not objections_to(tmp_path / "link", **{"text/plain": f"{tmp_path}/file"})
 
 
 def test_failure_is_shown_and_the_others_finish(checkout: Path):
-    write_chapter(checkout, "01_good", "from robret_lib import middle", "open('made', 'w').write('x')\nprint('done')")
+    scratch = "import os\nprint(os.listdir())\nopen('made', 'w').close()"
+    write_chapter(checkout, "01_good", "from robret_lib import middle", scratch)
     bad = write_chapter(
         checkout, "02_bad", "print('before')", "wanted = 1\nraise ValueError('no such eps')", "print(3)"
     )
@@ -155,9 +165,9 @@ def test_failure_is_shown_and_the_others_finish(checkout: Path):
     assert "before" in json.dumps(partly.cells)
 
     good = nbformat.read(built / "executed" / "01_good.ipynb", as_version=4)
-    assert good.cells[2].outputs[0].text == "done\n"
+    assert good.cells[2].outputs[0].text == "[]\n", "it runs in an empty folder"
     assert [cell.id for cell in good.cells] == ["title", "cell-0", "cell-1"], "no injected cell"
-    assert (built / "runs" / "01_good" / "made").exists(), "it runs in a scratch folder"
+    assert not list(checkout.rglob("made")), "of which nothing is kept"
 
     write_chapter(checkout, "02_bad", "print('mended')")
     second = execute(checkout)

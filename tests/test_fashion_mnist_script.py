@@ -228,3 +228,23 @@ def test_no_network_and_no_file_gives_both_ways_and_exit_code_1(tmp_path: Path) 
     assert "apt-get install dataset-fashion-mnist" in done.stderr and "torchvision downloads it" in done.stderr
     assert "no download" in done.stdout and "no apt-get here" in done.stdout
     assert not list((tmp_path / "root").rglob("*ubyte*"))
+
+
+def test_a_relative_root_is_named_in_full(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    compress_into(script.DEBIAN_FOLDER)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ROBRET_DATA", "my data")
+    assert script.main([]) == 0
+    assert f"ready in {tmp_path / 'my data'}" in capsys.readouterr().out
+    assert script.main(["--root", "other"]) == 0
+    assert f"ready in {tmp_path / 'other'}" in capsys.readouterr().out
+
+
+def test_the_script_imports_the_library_of_its_own_checkout(tmp_path: Path) -> None:
+    (tmp_path / "robret_lib").mkdir()
+    (tmp_path / "robret_lib" / "__init__.py").write_text("raise SystemExit('another library')")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, SCRIPT, "--help"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

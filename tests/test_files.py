@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import time
 from contextlib import contextmanager
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import nbformat
@@ -166,6 +167,28 @@ def test_processes_take_turns(tmp_path):
     for process in processes:
         process.join()
     assert counter.read_text() == "90"
+
+
+def hold(lock: Path, entered: Event, leave: Event) -> None:
+    with one_at_a_time(lock):
+        entered.set()
+        leave.wait()
+
+
+def test_who_waits_is_told_and_may_give_up(tmp_path):
+    entered, leave = multiprocessing.Event(), multiprocessing.Event()
+    holder = multiprocessing.Process(target=hold, args=(tmp_path / "lock", entered, leave))
+    holder.start()
+    entered.wait()
+
+    def give_up():
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError), one_at_a_time(tmp_path / "lock", give_up):
+        pytest.fail("another process is inside")
+    with one_at_a_time(tmp_path / "lock", leave.set):
+        assert leave.is_set()
+    holder.join()
 
 
 def test_without_locks_nobody_waits(tmp_path, monkeypatch):

@@ -95,6 +95,12 @@ def test_readme_begins_with_the_two_commands():
     assert 0 < text.index("make book") < text.index("make test")
 
 
+def test_the_library_is_that_of_this_checkout():
+    command = [sys.executable, "-c", "import robret_lib; print(robret_lib.__file__)"]
+    asked = subprocess.run(command, cwd="/", capture_output=True, text=True, check=True).stdout.rstrip("\n")
+    assert Path(asked) == Path(robret_lib.__file__) == ROOT / "robret_lib" / "__init__.py"
+
+
 def test_one_version():
     assert PROJECT["version"] == CITATION["version"] == robret_lib.__version__
 

@@ -114,6 +114,20 @@ def test_a_value_that_is_not_allowed_is_named_with_what_is(parameters, name, val
     assert allowed in str(error.value)
 
 
+def test_another_checkout_than_that_of_the_library_is_refused(parameters, tmp_path, monkeypatch):
+    (tmp_path / "robret_lib").mkdir()
+    (tmp_path / "robret_lib" / "__init__.py").write_text("")
+    (tmp_path / "chapters").mkdir()
+    monkeypatch.chdir(tmp_path / "chapters")
+    with pytest.raises(RuntimeError) as error:
+        runs.start("90_tiny", parameters, **RULES)
+    assert f"the checkout {tmp_path}," in str(error.value)
+    assert f"from {ROOT.resolve() / 'robret_lib'}:" in str(error.value)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.chdir(ROOT / "chapters")
+    runs.start("90_tiny", parameters, **RULES)
+
+
 def test_nothing_has_happened_when_a_parameter_is_refused(parameters):
     random.seed(0)
     state, torch_state = random.getstate(), torch.get_rng_state()

@@ -10,7 +10,6 @@ import os
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -21,6 +20,7 @@ from robret_lib.data.packed import squared
 from robret_lib.data.packed_splits import load_packed
 from robret_lib.data.packed_writing import write_packed
 from robret_lib.data.retrieval_data import Protocol, RetrievalData, Split, as_float
+from robret_lib.folders import data_root
 
 __all__ = [
     "FASHION_MNIST_SHA256",
@@ -51,12 +51,6 @@ _FASHION_MNIST_CLASSES = (
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 _SEARCHED_IMAGES = {"quick": 2_000, "full": None}  # per scale: at most so many queries and gallery images
-
-
-def data_root() -> Path:
-    """The folder of prepared data: what ``ROBRET_DATA`` names, else a cache folder of the user."""
-    given = os.environ.get("ROBRET_DATA")
-    return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("robret"))
 
 
 def load(

@@ -73,7 +73,9 @@ def start(chapter: str, namespace: Mapping[str, Any], /, **rules: Rule) -> "Run"
 
     Raises:
         ParameterError: where a parameter is unknown, missing or not allowed; nothing has been changed then.
+        RuntimeError: where the working folder lies in a checkout of robret, and the library comes from another.
     """
+    provenance.refuse_other_checkout(Path.cwd())
     if missing := {"scale", "seed", "device", "out_dir"} - rules.keys():
         raise TypeError(f"runs.start needs a rule for {', '.join(sorted(missing))}.")
     earlier = [value for value in namespace.values() if isinstance(value, Run)]

