@@ -1,9 +1,18 @@
-"""Fixtures of the tests that attack: `small_retrieval` searched in itself, trained once for each distance."""
+"""What holds for all tests, and fixtures of those that attack: `small_retrieval`, trained once for each distance."""
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from robret_lib.attacks import Gallery
 from tests.small_retrieval import DISTANCES, SIZE, some_split, trained_model
+
+settings.register_profile("a machine of any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("a machine of any speed")
+
+
+def pytest_collection_modifyitems(items):
+    """What trains for minutes comes first: one worker gets all of it, and no other waits for the trained network."""
+    items.sort(key=lambda item: item.path.stem != "test_strength")
 
 
 @pytest.fixture(scope="session")

@@ -95,6 +95,11 @@ def test_readme_begins_with_the_two_commands():
     assert 0 < text.index("make book") < text.index("make test")
 
 
+def test_readme_names_the_quick_check_and_the_whole_one():
+    text = (ROOT / "README.md").read_text()
+    assert "`make check`" in text and "`make test`" in text
+
+
 def test_one_version():
     assert PROJECT["version"] == CITATION["version"] == robret_lib.__version__
 
@@ -134,6 +139,7 @@ def test_types_are_shipped():
     assert (ROOT / "robret_lib" / "py.typed").exists()
 
 
+@pytest.mark.slow
 def test_the_ten_lines_of_the_readme_run():
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     lines = [line for line in code[1].splitlines() if line]
