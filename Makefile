@@ -5,6 +5,7 @@ VENV    ?= .venv
 DATASET ?= fashion-mnist
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.robret-installed
+STYLE   := $(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 # One thread a process: results repeat to the last digit, and two processes share two cores fairly.
 export OMP_NUM_THREADS = 1
@@ -13,7 +14,7 @@ export OMP_NUM_THREADS = 1
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help book html chapters test data bench clean
+.PHONY: help book html chapters check test data bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -29,12 +30,15 @@ html: $(STAMP) ## render the stored outputs without running anything
 chapters: data ## run the chapters again and store their outputs (some: CHAPTERS="02 04")
 	@$(BIN)/python book/execute.py --store $(CHAPTERS)
 
-test: data ## check everything: style, units, notebooks, the rendered book
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+check: data ## while you work: style and the fast unit tests (about a minute)
+	$(STYLE)
+	$(BIN)/python -m pytest -n 2 -m "not slow and not book"
+
+test: data ## check everything: style, units, notebooks, the rendered book (6 to 8 minutes)
+	$(STYLE)
 	$(BIN)/python -m pytest -n 2 -m "not book"
-	$(BIN)/python -m pytest -n 2 --dist loadscope --nbval --nbval-current-env --nbval-cell-timeout 300 \
-		--nbval-sanitize-with tests/sanitize.cfg chapters
+	$(BIN)/python -m pytest -n 2 --dist loadscope --nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg \
+		--nbval-cell-timeout 3600 --nbval-kernel-startup-timeout 3600 -p tests.patient_notebooks chapters
 	$(BIN)/python book/render.py
 	$(BIN)/python -m pytest -n 2 -m book
 

@@ -1,10 +1,19 @@
-"""Fixtures: `small_retrieval` searched in itself, trained once for each distance; a small checkout with chapters."""
+"""For all tests: a machine of any speed. Fixtures: `small_retrieval`, trained for each distance; a toy checkout."""
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from robret_lib.attacks import Gallery
 from tests.small_retrieval import DISTANCES, SIZE, some_split, trained_model
 from tests.toy_checkout import make_checkout
+
+settings.register_profile("a machine of any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("a machine of any speed")
+
+
+def pytest_collection_modifyitems(items):
+    """What trains for minutes comes first: one worker gets all of it, and no other waits for the trained network."""
+    items.sort(key=lambda item: item.path.stem != "test_strength")
 
 
 @pytest.fixture(scope="session")

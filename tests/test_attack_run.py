@@ -199,6 +199,7 @@ def test_an_attack_is_a_few_lines(model, gallery, strangers):
 # Memory and batches
 
 
+@pytest.mark.slow
 def test_a_wide_attack_on_a_large_gallery_runs_in_small_batches(model):
     gallery = Gallery(torch.nn.functional.normalize(torch.randn(60_000, 16, generator=seeded()), dim=1))
     sizes = {}
@@ -237,6 +238,7 @@ print(1024 * (kib("VmHWM") - before))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures peak memory with Linux's /proc")
 def test_ten_queries_and_a_gallery_of_60_000_stay_below_a_gibibyte():
     """The default batch of 256 would keep 2,560 rows of 60,000 distances, with their order and their sums."""

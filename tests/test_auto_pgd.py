@@ -35,7 +35,7 @@ def losses_of(network, images):
         return network.eval()(images)[:, 0]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     images=image_contents(),
     eps=st.one_of(st.sampled_from([0.0, 1e-7, 8 / 255, 77 / 255, 1.0]), st.floats(0, 30)),

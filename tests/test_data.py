@@ -400,7 +400,7 @@ def packed_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return write(path, [0, 1, 0, 1], names=list("wxyz"), split=["train", "test"] * 2).read_bytes()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(portion=st.floats(0, 0.999))
 def test_a_truncated_file_is_refused(packed_bytes: bytes, tmp_path_factory, portion: float) -> None:
     path = tmp_path_factory.mktemp("cut") / "a.npz"
@@ -409,7 +409,7 @@ def test_a_truncated_file_is_refused(packed_bytes: bytes, tmp_path_factory, port
         data.load(path)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(position=st.floats(0, 0.999), flipped=st.integers(1, 255))
 def test_an_altered_byte_is_refused_or_changes_nothing(packed_bytes, tmp_path_factory, position, flipped) -> None:
     folder = tmp_path_factory.mktemp("altered")

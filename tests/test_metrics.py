@@ -113,7 +113,7 @@ def test_pytorch_metric_learning_agrees(self_excluded):
     assert metrics.map_at_r(*arguments, self_excluded=self_excluded) == pytest.approx(100 * theirs[names[1]], rel=1e-4)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seeds, st.booleans())
 def test_the_order_of_queries_and_gallery_does_not_matter(seed, multi_hot):
     queries, gallery, ql, gl = world(seed, multi_hot=multi_hot)
@@ -124,7 +124,7 @@ def test_the_order_of_queries_and_gallery_does_not_matter(seed, multi_hot):
         assert metric(*shuffled) == pytest.approx(metric(queries, gallery, ql, gl), rel=1e-5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seeds, st.booleans(), st.booleans())
 def test_recall_grows_with_k(seed, tied, multi_hot):
     recall = metrics.recall_at_k(*world(seed, tied=tied, multi_hot=multi_hot), k=range(1, 61))
@@ -133,7 +133,7 @@ def test_recall_grows_with_k(seed, tied, multi_hot):
     assert values[0] >= 0 and values[-1] <= 100
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seeds, st.integers(2, 6), st.integers(2, 6))
 def test_a_perfect_ranking_scores_100(seed, n_classes, per_class):
     labels = torch.arange(n_classes).repeat(per_class)
@@ -145,7 +145,7 @@ def test_a_perfect_ranking_scores_100(seed, n_classes, per_class):
     assert metrics.map_at_r(*arguments, r=per_class - 1, self_excluded=True) == pytest.approx(100)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seeds)
 def test_self_is_excluded_by_its_index_among_duplicates(seed):
     """All items equal: dropping "the first of the sorted list" would drop another item for all queries but one."""
@@ -297,6 +297,7 @@ print(peak_growth(metrics.map_at_r, gallery.sign(), 560))  # ties everywhere
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures peak memory with Linux's /proc")
 def test_memory_stays_below_the_stated_bound():
     """A gallery of 60,000; the matrix of all distances of 2,000 queries alone would be 458 MiB."""

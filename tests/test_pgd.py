@@ -124,7 +124,7 @@ def image_contents(draw):
     return noise
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     images=image_contents(),
     eps=st.one_of(st.sampled_from([0.0, 1e-7, 8 / 255, 77 / 255, 1.0]), st.floats(0, 30)),

@@ -120,6 +120,7 @@ def test_the_same_figure_has_the_same_bytes(draw):
     assert png(draw()[0]) == png(draw()[0])
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same_bytes():
     script = "import hashlib, test_plotting as t; t.plotting.style(); t.matplotlib.use('agg')\n"
     script += "print(hashlib.sha256(b''.join(t.png(draw()[0]) for draw in t.FIGURES)).hexdigest())"

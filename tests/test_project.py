@@ -101,6 +101,11 @@ def test_the_library_is_that_of_this_checkout():
     assert Path(asked) == Path(robret_lib.__file__) == ROOT / "robret_lib" / "__init__.py"
 
 
+def test_readme_names_the_quick_check_and_the_whole_one():
+    text = (ROOT / "README.md").read_text()
+    assert "`make check`" in text and "`make test`" in text
+
+
 def test_one_version():
     assert PROJECT["version"] == CITATION["version"] == robret_lib.__version__
 
@@ -140,6 +145,7 @@ def test_types_are_shipped():
     assert (ROOT / "robret_lib" / "py.typed").exists()
 
 
+@pytest.mark.slow
 def test_the_ten_lines_of_the_readme_run():
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     lines = [line for line in code[1].splitlines() if line]

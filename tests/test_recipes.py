@@ -383,6 +383,7 @@ def test_the_published_recipe_of_fashion_mnist():
     assert fashion_mnist("quick", seed=4, distance="C") == replace(FASHION_MNIST["quick"], seed=4, distance="C")
 
 
+@pytest.mark.slow
 def test_a_killed_recipe_goes_on_where_it_was(processes, tmp_path, cache):
     """Checkpoints come every 200 steps; killed after the first, it ends the same."""
     recipe = Recipe("c2f2_half", embedding_dim=2, steps=260, pairs=8)
@@ -402,6 +403,7 @@ def test_a_killed_recipe_goes_on_where_it_was(processes, tmp_path, cache):
     assert resumed.history == undisturbed.history
 
 
+@pytest.mark.slow
 def test_two_processes_with_one_recipe_do_not_damage_each_other(processes, tmp_path, cache, trainings):
     recipe = replace(RECIPE, steps=12)
     barrier = processes.Barrier(2)

@@ -141,6 +141,7 @@ robust_recall(trained_model(), searched_in_itself(), 0.04, queries=100, effort="
 """
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_ends_the_same(model, tmp_path, monkeypatch):
     monkeypatch.setattr(scores, "BLOCK", 40)
     checkpoint = tmp_path / "folder" / "robust.checkpoint"

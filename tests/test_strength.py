@@ -16,7 +16,7 @@ from robret_lib.attacks.search.passes import Loss
 from robret_lib.distances import row_distance
 from tests.benchmarks.networks import ATTACKS, attacked, mean_loss, network
 
-pytestmark = pytest.mark.timeout(3000)  # the network that resists is trained here, once; on a busy machine that is long
+pytestmark = pytest.mark.slow  # the network that resists is trained here, once
 EPS = 77 / 255
 
 
