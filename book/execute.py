@@ -80,7 +80,7 @@ def papermill(chapter: Chapter, output: Path, log: Path, leash: Leash) -> int:
     scratch.mkdir()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
     command = [sys.executable, "-m", "papermill", chapter.path, output, "--cwd", scratch]
-    options = ["--kernel", "python3", "--no-progress-bar", "--log-output"]
+    options = ["--kernel", "python3", "--no-progress-bar", "--log-output", "--start-timeout", "3600"]
     with log.open("w") as stream:
         return leash.run([*command, *options], stdout=stream, stderr=stream, env=environment)
 

@@ -11,6 +11,8 @@ import pytest
 
 from tests.toy_checkout import execute, executor, make_checkout, write_chapter
 
+pytestmark = pytest.mark.slow  # starts the executor
+
 WHICH = "import robret_lib\nprint(robret_lib.__file__)"
 NOWHERE = "/proc/robret"  # nobody can make this folder, not even root
 

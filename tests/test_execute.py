@@ -111,7 +111,7 @@ def test_warnings_are_not_stored(tmp_path: Path):
     assert [text.split()[1] for text in objections(new_notebook(cells=cells), tmp_path)] == ["warns"]
 
 
-@pytest.mark.parametrize("root", ["/work/robret", "/home/René Müller/robret", "/tmp/\U0001f986 & 'quoted' \"twice\"/x"])
+@pytest.mark.parametrize("root", ["/srv/robret", "/home/René Müller/robret", "/srv/\U0001f986 & 'quoted' \"twice\"/x"])
 @pytest.mark.parametrize(
     "shown",
     [
@@ -136,8 +136,8 @@ def test_what_is_no_path_of_this_machine_is_stored(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HOME", "/")
     monkeypatch.setenv("ROBRET_DATA", "/root")
     text = "1/2, and/or, /rooted, /root-2, https://example.org/page"
-    assert not objections_to(Path("/work/robret"), **{"text/plain": text, "image/png": "iVBORw0/root/w=="})
-    assert objections_to(Path("/work/robret"), **{"text/plain": "/root"})
+    assert not objections_to(Path("/srv/robret"), **{"text/plain": text, "image/png": "iVBORw0/root/w=="})
+    assert objections_to(Path("/srv/robret"), **{"text/plain": "/root"})
 
 
 def test_every_folder_of_this_machine_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -149,6 +149,7 @@ def test_every_folder_of_this_machine_counts(tmp_path: Path, monkeypatch: pytest
     assert not objections_to(tmp_path / "link", **{"text/plain": f"{tmp_path}/file"})
 
 
+@pytest.mark.slow
 def test_failure_is_shown_and_the_others_finish(checkout: Path):
     scratch = "import os\nprint(os.listdir())\nopen('made', 'w').close()"
     write_chapter(checkout, "01_good", "from robret_lib import middle", scratch)
@@ -179,6 +180,7 @@ def test_failure_is_shown_and_the_others_finish(checkout: Path):
     assert bad.exists()
 
 
+@pytest.mark.slow
 def test_stored_outputs_repeat_to_the_byte(checkout: Path):
     chapter = write_chapter(
         checkout, "01_one", "import sys, time\nfor i in range(3):\n    print(i); time.sleep(0.1)", "{1}"
@@ -191,6 +193,7 @@ def test_stored_outputs_repeat_to_the_byte(checkout: Path):
     assert "up to date" in execute(checkout).stdout, "a stored chapter has been run"
 
 
+@pytest.mark.slow
 def test_warnings_are_refused_and_nothing_is_stored(checkout: Path):
     chapter = write_chapter(checkout, "01_one", "import warnings\nwarnings.warn('careful')")
     before = chapter.read_bytes()
@@ -200,6 +203,7 @@ def test_warnings_are_refused_and_nothing_is_stored(checkout: Path):
     assert chapter.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_dead_kernel_is_reported(checkout: Path):
     write_chapter(checkout, "01_one", "import os\nos._exit(7)")
     done = execute(checkout)
@@ -208,6 +212,7 @@ def test_dead_kernel_is_reported(checkout: Path):
     assert "DeadKernelError" in done.stdout
 
 
+@pytest.mark.slow
 def test_unknown_chapter_is_named(checkout: Path):
     write_chapter(checkout, "01_one")
     done = execute(checkout, "07")

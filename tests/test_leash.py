@@ -16,6 +16,8 @@ import pytest
 import leash
 from tests.toy_checkout import execute, executor, write_chapter
 
+pytestmark = pytest.mark.slow  # starts executors and kernels
+
 BUSY = {
     "in Python": "while True:\n    pass",
     "in C": "sum(range(10**18))",

@@ -12,6 +12,8 @@ import pytest
 from robret_lib.files import one_at_a_time
 from tests.toy_checkout import make_checkout
 
+pytestmark = pytest.mark.slow  # starts the renderer
+
 SCRIPT = Path(__file__).resolve().parent.parent / "book" / "render.py"
 PAGE = "# The library\n\n```{eval-rst}\n.. automodule:: robret_lib.other\n```\n"
 CONFIG = """

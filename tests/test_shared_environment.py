@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # starts make
+
 ROOT = Path(__file__).resolve().parent.parent
 TOLD = '#!/bin/sh\nprintf "%s\\n" "PYTHONPATH=$PYTHONPATH" "ROBRET_DATA=$ROBRET_DATA" "in $PWD: $*"\n'
 
