@@ -1,12 +1,11 @@
 """Draw the picture of the front page: the strip of chapter 1 at twice its resolution.
 
-    python front.py CHECKOUT     writes CHECKOUT/book/_static/front.png
+    python front.py     writes book/_static/front.png
 
 Runs the chapter's own code cells up to the figure, so the picture is what the chapter shows, at its default parameters.
 """
 
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -18,12 +17,12 @@ from checkout import settle
 FIGURE = "fig-strip"
 
 
-def main(root: Path) -> None:
+def main() -> None:
     """Run the cells in an empty folder, where their run log is thrown away, and save the figure."""
+    root = Path(__file__).resolve().parent.parent
     matplotlib.use("agg")
     chapter = nbformat.read(root / "chapters" / "01_image_retrieval.ipynb", as_version=4)
     settle(root)
-    sys.path.insert(0, str(root))
     namespace = {"__name__": "__main__"}
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)
@@ -37,4 +36,4 @@ def main(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve())
+    main()

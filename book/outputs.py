@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
@@ -15,6 +16,7 @@ from nbformat import NotebookNode
 
 from robret_lib.folders import data_root
 
+ESCAPE = re.compile(r"(\\[xuU])([0-9a-f]+)")
 COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -62,8 +64,10 @@ def places(root: Path) -> re.Pattern[str]:
             name = str(folder)
             quoted = (repr(name), ascii(name), json.dumps(name), json.dumps(name, ensure_ascii=False))
             forms |= {name, *(form[1:-1] for form in quoted)}
-    # Hexadecimal digits are written both ways.
-    return re.compile(rf"(?:{'|'.join(map(re.escape, sorted(forms)))})(?![\w-])", re.IGNORECASE)
+    forms |= {ESCAPE.sub(lambda digits: digits[1] + digits[2].upper(), form) for form in forms}
+    forms = {unicodedata.normalize("NFC", form) for form in forms}
+    # What stands before or behind a path is none of its letters: "tree/root" is no home folder.
+    return re.compile(rf"(?<![\w.~-])(?:{'|'.join(map(re.escape, sorted(forms)))})(?![\w-])")
 
 
 def texts(value: object, kind: str = "") -> Iterator[str]:
@@ -80,9 +84,9 @@ def texts(value: object, kind: str = "") -> Iterator[str]:
 
 
 def readings(text: str) -> tuple[str, ...]:
-    """The text without colors: as it is, as a link, as HTML."""
-    plain = COLOR.sub("", text)
-    return plain, unquote(plain), unescape(plain)
+    """The text without colors, its accents composed: as it is, as a link, as HTML, as a link in HTML."""
+    plain = unicodedata.normalize("NFC", COLOR.sub("", text))
+    return plain, unquote(plain), unescape(plain), unquote(unescape(plain))
 
 
 def failure(notebook: NotebookNode, log: str) -> str:

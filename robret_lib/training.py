@@ -171,10 +171,12 @@ def _resume(
     if checkpoint is None:
         return 0, 0.0, []
     try:
-        state = torch.load(checkpoint, weights_only=True, map_location=next(step_module.parameters()).device)
+        state = torch.load(checkpoint, weights_only=True, map_location="cpu")
         written_for = state["identity"]
     except FileNotFoundError:  # none yet, or another process that trains the same has just finished with it
         return 0, 0.0, []
+    except PermissionError:  # what may not be read is not damaged
+        raise
     except Exception as error:  # reading a damaged file can fail in any way
         raise ValueError(f"{checkpoint} is no checkpoint, or a damaged one: delete it to start anew") from error
     if written_for != identity:

@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, settings
 
 from robret_lib.attacks import Gallery
 from tests.small_retrieval import DISTANCES, SIZE, some_split, trained_model
-from tests.toy_checkout import make_checkout
+from tests.toy_checkout import end_all, make_checkout
 
 settings.register_profile("a machine of any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("a machine of any speed")
@@ -14,6 +14,12 @@ settings.load_profile("a machine of any speed")
 def pytest_collection_modifyitems(items):
     """What trains for minutes comes first: one worker gets all of it, and no other waits for the trained network."""
     items.sort(key=lambda item: item.path.stem != "test_strength")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running():
+    yield
+    end_all()
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from torch.nn.functional import normalize
 
 from robret_lib import attacks, index, metrics
 from robret_lib.attacks import PGD, Gallery
+from robret_lib.attacks.attack import Benign
 from robret_lib.attacks.ranking import CandidateAttack, QueryAttack, SemanticsPreservingQueryAttack
 from robret_lib.attacks.ranking_losses import ItemSets, QueryHinges, SoftMargin
 from robret_lib.distances import Centered, center_of, check_embeddings, pairwise_distance, row_distance
@@ -63,6 +64,49 @@ def test_metrics_of_nearly_equal_embeddings(distance, spread, offset):
     if spread >= 10 * torch.finfo(torch.float32).eps * offset:  # else float32 itself has dropped the classes
         assert expected[1] == at_r == 100
         assert metrics.nmi(embeddings, labels) > 90
+
+
+def lumps(count, size, spread):
+    """Unit vectors in several places, each place nearly collapsed; two of every class, and every class in one place."""
+    places = torch.randn(count, 1, 1, DIM, generator=seeded(), dtype=torch.float64)
+    classes = torch.randn(count, size // 2, 1, DIM, generator=seeded(1), dtype=torch.float64)
+    noise = torch.randn(count, size // 2, 2, DIM, generator=seeded(2), dtype=torch.float64)
+    points = places / DIM**0.5 + spread * (classes + 0.1 * noise) / DIM**0.5
+    return normalize(points.flatten(0, 2), dim=1).float(), torch.arange(count * size // 2).repeat_interleave(2)
+
+
+@pytest.mark.parametrize("count", [2, 10, 60])
+@pytest.mark.parametrize("spread", [1e-2, 1e-3, 1e-4])
+@pytest.mark.parametrize("search", ["_by_faiss", "_by_torch"])
+def test_metrics_of_several_collapsed_places(count, spread, search, monkeypatch):
+    """Bursts of frames, or a model that knows a few things only: one center does not do."""
+    monkeypatch.setattr(metrics, "_by_faiss", getattr(metrics, search))
+    embeddings, labels = lumps(count, 600 // count, spread)
+    arguments = embeddings, embeddings, labels, labels
+    order = exact(embeddings, embeddings, "E").fill_diagonal_(torch.inf).argsort(1)
+    first = 100 * (labels[order[:, 0]] == labels).double().mean().item()
+    assert first > 95
+    assert metrics.recall_at_k(*arguments, k=(1, 3), self_excluded=True)[1] == pytest.approx(first)
+    ranks = 1 + (labels[order] == labels[:, None]).double().argmax(1)
+    assert metrics.mean_average_precision(*arguments, self_excluded=True) == pytest.approx(
+        100 * (1 / ranks).mean().item()
+    )
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("far", [0.0, 1.0])
+def test_ranks_in_several_collapsed_places_and_far_from_one(distance, far):
+    """Exact ranks of float32 embeddings, wherever they are."""
+    embeddings, _ = lumps(1 if far else 3, 300 if far else 100, 1e-4)
+    gallery = Gallery(embeddings, distance)
+    queries = embeddings[:30] if not far else normalize(torch.randn(30, DIM, generator=seeded(3)), dim=1)
+    candidates = torch.randint(300, (30, 2), generator=seeded(4))
+    benign = Benign(gallery, queries)
+    found = QueryAttack("raise", n_targets=2).plan(benign, candidates).measures(queries)["rank"]
+    to_items = exact(queries, embeddings, distance)
+    expected = 100 * (to_items[:, None] < to_items.gather(1, candidates)[:, :, None]).sum(2).double().mean(1) / 300
+    torch.testing.assert_close(found, expected, rtol=0, atol=100 / 300 + 1e-9)
+    assert (found != expected).double().mean() <= 0.1
 
 
 @pytest.mark.parametrize("kind", ["exact", "ivf", "hnsw"])
@@ -180,6 +224,22 @@ def test_embeddings_that_cannot_be_ranked_are_refused(message, value):
     ):
         with pytest.raises(ValueError, match=message):
             refused()
+
+
+def test_embeddings_whose_squares_vanish_are_refused():
+    embeddings, labels = classes_apart("E", 1e-1, 0.0)
+    for refused in (
+        lambda: metrics.recall_at_k(1e-25 * embeddings, embeddings, labels, labels),
+        lambda: index.build(1e-25 * embeddings),
+        lambda: Gallery(1e-25 * embeddings, "E"),
+    ):
+        with pytest.raises(ValueError, match="where squared distances vanish"):
+            refused()
+
+
+def test_a_gallery_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one item"):
+        pairwise_distance(torch.zeros(2, 3), torch.zeros(0, 3))
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32])

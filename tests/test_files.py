@@ -145,6 +145,30 @@ def test_new_files_have_the_rights_that_the_user_asks_for(tmp_path):
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
 
 
+def test_a_file_that_is_replaced_keeps_its_rights(tmp_path):
+    path = tmp_path / "file"
+    path.touch()
+    path.chmod(0o600)
+    with written_whole(path) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new" and path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path):
+    for name in ("n" * 255, "ü" * 127):
+        with written_whole(tmp_path / name):
+            pass
+        assert (tmp_path / name).exists()
+
+
+def test_an_error_that_is_being_handled_is_not_the_reason(tmp_path):
+    try:
+        (tmp_path / "missing").read_bytes()
+    except FileNotFoundError:
+        with pytest.raises(TypeError), written_whole(tmp_path / "file") as file:
+            file.write("text where bytes belong")
+
+
 def test_a_log_on_a_full_disk_names_its_path(tmp_path):
     with pytest.raises(OSError, match="run.log"), full_disk(free=4):
         append(tmp_path / "run.log", "more than four bytes")

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -273,6 +274,21 @@ def test_ties_are_broken_by_index_whatever_finds_the_neighbors(search, self_excl
         precisions.append(sum(found) / max(depth, 1))
     expected = 100 * sum(precisions) / 40
     assert metrics.map_at_r(gallery, gallery, labels, labels, self_excluded=self_excluded) == pytest.approx(expected)
+
+
+WHOLE = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64]
+KINDS = [*WHOLE, torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("queries", KINDS, ids=str)
+@pytest.mark.parametrize("gallery", [torch.int64, torch.uint16, torch.float32], ids=str)
+def test_labels_of_any_two_types_are_compared_as_numbers(queries, gallery):
+    measures = partial(metrics.recall_at_k, k=(1,)), metrics.mean_average_precision, metrics.map_at_r
+    expected = [measure(E, E, L, L) for measure in measures]
+    assert [measure(E, E, L.to(queries), L.to(gallery)) for measure in measures] == expected
+    assert metrics.nmi(E, L.to(queries)) == metrics.nmi(E, L)
+    hot = one_hot(L)
+    assert metrics.map_at_r(E, E, hot.to(queries), hot.to(gallery)) == metrics.map_at_r(E, E, hot, hot)
 
 
 MEASURE = """

@@ -116,6 +116,20 @@ def test_half_precision_neither_loses_a_small_gradient_nor_overflows_at_a_large_
         torch.testing.assert_close(gradient / scale, expected, rtol=2e-2, atol=1e-3 * expected.abs().max().item())
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16], ids=str)
+def test_images_of_half_precision_are_refused_by_a_search(kind, models, searched):
+    """A step of 1/255 is lost in them; a model of that type is given its own."""
+    with pytest.raises(ValueError, match="float32 or float64 also for a model of half precision"):
+        AutoPGD(0.1, 2)(models["N"], searched[:4].to(kind), lambda e: e[:, 0])
+
+
+def test_a_model_built_under_inference_mode_is_named(searched):
+    with torch.inference_mode():
+        model = small_model()
+    with pytest.raises(RuntimeError, match="built under torch.inference_mode"):
+        AutoPGD(0.1, 2)(model, searched[:4], lambda e: e[:, 0])
+
+
 class Keeps(nn.Module):
     """A network whose answer a library packs into something."""
 
@@ -158,6 +172,10 @@ def test_a_model_in_a_wrapper_is_the_model(models, searched_split):
         assert torch.equal(found.images, expected.images)
         assert robust_recall(wrapped, searched_in_itself(40), 0.05, effort="quick").benign > 50
         assert checks.inspect(wrapped.eval(), searched_split.images[:16]).ok
+    long = Keeps(models["E"].eval(), lambda e: e)
+    long.distance = "N"
+    for model in (long, nn.DataParallel(long)):
+        assert not checks.inspect(model, searched_split.images[:16]).ok
 
 
 def test_a_model_without_a_distance_is_refused_by_name(searched):
@@ -214,6 +232,11 @@ def test_every_batch_norm_is_frozen(kind):
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
     live = EmbeddingModel(nn.Sequential(copy.deepcopy(layer), nn.Flatten()), "E", frozen_batchnorm=False).train()
     assert any(module.training for module in live.backbone[0].modules())
+
+
+def test_a_batch_norm_that_only_remembers_is_not_live():
+    model = EmbeddingModel(nn.Sequential(torchvision.ops.FrozenBatchNorm2d(3), nn.Flatten()), "E").train()
+    assert checks.evaluation_mode(model).ok
 
 
 @pytest.mark.parametrize("kind", BATCH_NORMS)

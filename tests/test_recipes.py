@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, make_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 from robret_lib import attacks, distances, files, metrics, mining, models, objectives, recipes, training
 from robret_lib import data as data_package
-from robret_lib.data import Protocol, RetrievalData, Split
+from robret_lib.data import Protocol, RetrievalData, Split, retrieval_data
 from robret_lib.metrics import recall_at_k
 from robret_lib.models import embed
 from robret_lib.recipes import FASHION_MNIST, Recipe, fashion_mnist, trained
@@ -52,13 +52,13 @@ def train_in_a_process(root, recipe, barrier=None):
 
 def train_up_to_the_first_checkpoint(root, recipe):
     """As far as that, and then it waits to be killed."""
-    written_whole = training.written_whole
+    written_whole, parent = training.written_whole, os.getppid()
 
     @contextmanager
     def written_before_a_long_wait(path):
         with written_whole(path) as file:
             yield file
-        while True:
+        while os.getppid() == parent:
             time.sleep(1)
 
     training.written_whole = written_before_a_long_wait
@@ -199,14 +199,14 @@ def edited(monkeypatch):
 LONG = replace(RECIPE, generation=1)
 
 
-@pytest.mark.parametrize("module", [distances, models, mining, objectives, training])
+@pytest.mark.parametrize("module", [distances, models, mining, objectives, retrieval_data, training])
 def test_other_code_renames_a_quick_model_and_no_long_one(module, edited):
     again, data = edited(module, inspect.getsource(module) + "\nlast = 1\n"), some_data()
     assert again._key(RECIPE, data) != recipes._key(RECIPE, data)
     assert again._key(LONG, data) == recipes._key(LONG, data)
 
 
-@pytest.mark.parametrize("module", [distances, models, mining, objectives, training])
+@pytest.mark.parametrize("module", [distances, models, mining, objectives, retrieval_data, training])
 def test_other_words_rename_no_model(module, edited):
     source, docstring, data = inspect.getsource(module), inspect.getdoc(module), some_data()
     for changed in (
@@ -236,11 +236,43 @@ def test_another_version_of_torch_renames_a_quick_model_and_no_long_one(monkeypa
     assert recipes._key(RECIPE, data) != quick and recipes._key(LONG, data) == long
 
 
-def test_a_new_field_renames_no_model():
+@pytest.mark.parametrize(("field", "value"), [("lr", 5e-3), ("sampler", "hard"), ("distance", "C"), ("seed", 1)])
+@pytest.mark.parametrize("recipe", [RECIPE, LONG], ids=["quick", "long"])
+def test_another_default_renames_models(recipe, field, value):
+    """A recipe says what it is, whatever the defaults are today."""
+
+    def all_by_default(**changes):
+        values = asdict(recipe) | changes
+        return make_dataclass("Recipe", [(name, object, value) for name, value in values.items()])()
+
+    data = some_data()
+    assert recipes._key(all_by_default(**{field: value}), data) != recipes._key(all_by_default(), data)
+
+
+def test_other_searched_images_and_another_protocol_have_another_name():
+    """They decide the history that is kept with the weights."""
+    data = some_data()
+    images = data.query.images.clone()
+    images[0, 0, 0, 0] ^= 1
+    searched = Split(images, data.query.labels)
+    other = replace(data.protocol, self_excluded=False)
+    for changed in (replace(data, query=searched, gallery=searched), replace(data, protocol=other)):
+        assert recipes._key(RECIPE, changed) != recipes._key(RECIPE, data)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16])
+def test_data_of_any_type_have_a_name(kind):
+    data = some_data()
+    split = Split((data.train.images / 255).to(kind), data.train.labels)
+    assert len(recipes._key(RECIPE, replace(data, train=split, query=split, gallery=split))) == 16
+
+
+def test_a_new_field_renames_no_model(monkeypatch):
     @dataclass(frozen=True)
     class Longer(Recipe):
         defense: str = "none"
 
+    monkeypatch.setitem(recipes.ADDED_LATER, "defense", "none")
     longer = Longer(**asdict(LONG))
     assert recipes._key(longer, some_data()) == recipes._key(LONG, some_data())
     assert recipes._key(replace(longer, defense="act"), some_data()) != recipes._key(LONG, some_data())
@@ -312,15 +344,39 @@ def test_a_model_that_is_there_is_read_from_a_folder_nobody_can_write(cache, mon
     first = trained(RECIPE, some_data(), CPU)
     (cache / next(cache.glob("*.lock"))).unlink()
 
-    def refused(*_, **__):
-        raise OSError(errno.EROFS, "Read-only file system")
+    opened = Path.open
 
-    monkeypatch.setattr(Path, "mkdir", refused)
-    monkeypatch.setattr(Path, "open", refused)
+    def read_only(path, mode="r", *rest, **named):
+        if "r" not in mode or "+" in mode:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return opened(path, mode, *rest, **named)
+
+    monkeypatch.setattr(Path, "mkdir", lambda path, **_: read_only(path, "w"))
+    monkeypatch.setattr(Path, "open", read_only)
     assert_same_weights(weights_of(trained(RECIPE, some_data(), CPU)), weights_of(first))
     with pytest.raises(OSError, match="Read-only") as error:
         trained(replace(RECIPE, seed=5), some_data(), CPU)
     assert str(cache) in str(error.value) and "ROBRET_DATA" in error.value.__notes__[0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="needs root to be somebody else")
+def test_a_model_that_may_not_be_read_is_not_called_damaged(cache):
+    trained(RECIPE, some_data(), CPU)
+    (file,) = cache.glob("*.safetensors")
+    file.chmod(0o000)
+    for folder in (cache, *cache.parents):
+        if folder.owner() == "root" and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o555)
+    child = os.fork()
+    if child == 0:
+        os.setuid(65534)
+        try:
+            trained(RECIPE, some_data(), CPU)
+        except PermissionError as error:
+            os._exit(0 if str(file) in str(error) else 2)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_without_locks_a_model_is_trained_and_read(monkeypatch):

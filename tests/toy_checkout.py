@@ -13,6 +13,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 SCRIPT = Path(__file__).resolve().parent.parent / "book" / "execute.py"
 
 
+RUNNING: list[subprocess.Popen[str]] = []
+
+
 def make_checkout(root: Path) -> Path:
     """A library of five modules: top imports middle, middle imports bottom relatively; other stands alone."""
     library = root / "robret_lib"
@@ -40,7 +43,18 @@ def executor(root: Path, *arguments: str, **variables: str) -> subprocess.Popen[
     """The executor, begun in a session of its own, with changes of the environment."""
     command = [sys.executable, str(SCRIPT), "--root", str(root), *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, text=True, env=os.environ | variables, start_new_session=True, **pipes)
+    process = subprocess.Popen(command, text=True, env=os.environ | variables, start_new_session=True, **pipes)
+    RUNNING.append(process)
+    return process
+
+
+def end_all() -> None:
+    """End executors that a failed or interrupted test has left, with what they started."""
+    while RUNNING:
+        process = RUNNING.pop()
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
 
 
 def execute(root: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -57,6 +57,11 @@ class Gallery:
         return Centered.of(self.embeddings)
 
     @cached_property
+    def centered_exactly(self) -> Centered:
+        """The same in float64."""
+        return Centered.of(self.embeddings.double())
+
+    @cached_property
     def euclidean(self) -> "Gallery":
         """The same items under the Euclidean distance, which ranks unit vectors as the cosine distance does."""
         return self if self.distance != "C" else replace(self, distance="N")
@@ -83,6 +88,10 @@ class Gallery:
     def distances_from(self, queries: Tensor) -> Tensor:
         """Distances ``[A, N]`` from any embeddings ``[A, D]`` to all items."""
         return self.centered.distances_from(queries, self.distance)
+
+    def exact_distances_from(self, queries: Tensor) -> Tensor:
+        """Distances ``[A, N]`` in float64, for ranks: float32 cannot tell neighbors where a gallery has collapsed."""
+        return self.centered_exactly.distances_from(queries, self.distance)
 
     def pulled_back(self, slopes: Tensor, queries: Tensor, distances: Tensor) -> Tensor:
         """The gradient ``[A, D]`` by queries of a function of their distances, see `Centered.pulled_back`."""

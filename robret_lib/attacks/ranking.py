@@ -56,8 +56,8 @@ class CandidateAttack:
 
     def plan(self, benign: Benign, targets: Tensor) -> Plan:
         gallery = benign.gallery
-        queries = gallery.embeddings[targets]
-        to_gallery = gallery.distances(targets)
+        queries = gallery.embeddings[targets].double()
+        to_gallery = gallery.exact_distances_from(queries.flatten(0, 1)).view(*targets.shape, len(gallery))
         ordered = SortedDistances(to_gallery)
         not_counted = [targets] if benign.own is None else [benign.own[:, None].expand_as(targets), targets]
         to_not_counted = to_gallery.gather(-1, torch.stack(not_counted, dim=-1))
@@ -193,7 +193,7 @@ def _xi(preservation: Tensor, stiffness: float, mode: Mode) -> Tensor:
 
 def _closer(embeddings: Tensor, benign: Benign, candidates: Tensor, mode: Mode) -> Tensor:
     """How many gallery items are closer to each query than its candidates, int64 ``[B, m]``."""
-    distances = benign.gallery.distances_from(embeddings)
+    distances = benign.gallery.exact_distances_from(embeddings)
     to_candidate = distances.gather(1, candidates)
     if mode == "fixed" and benign.own is not None:
         distances.scatter_(1, benign.own[:, None], torch.inf)

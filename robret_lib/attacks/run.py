@@ -22,7 +22,7 @@ from robret_lib.models import EmbeddingModel, distance_of, embed
 PLAN_BYTES = 512 * 2**20
 """What an attack may keep for one batch. Wide attacks on large galleries run in smaller batches than asked for."""
 
-BYTES_PER_DISTANCE = 24
+BYTES_PER_DISTANCE = 40
 """What a distance takes while a plan is prepared, with its place in the order and the running sum."""
 
 

@@ -15,7 +15,7 @@ from torchvision.ops import StochasticDepth
 
 from robret_lib.checks import normalization
 from robret_lib.data import as_float
-from robret_lib.models import embeddings_of, frozen, has_batch_statistics
+from robret_lib.models import embeddings_of, frozen, has_batch_statistics, unwrapped
 
 SAME = 1e-3
 """Embeddings of two equal passes closer than this share of their length are the same."""
@@ -92,7 +92,7 @@ def _checks_of_embeddings(model: nn.Module, images: Tensor) -> list[Finding]:
     findings = [finite(embeddings)]
     if findings[0].ok:
         findings += [
-            unit_length(embeddings, getattr(model, "distance", None)),
+            unit_length(embeddings, getattr(unwrapped(model), "distance", None)),
             different(embeddings),
             repeatable(model, images, embeddings),
             independent_of_batch(model, images, embeddings),

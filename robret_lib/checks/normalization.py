@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from robret_lib.models import IMAGENET_MEAN, IMAGENET_STD, embeddings_of
 
@@ -106,7 +105,7 @@ def better_fit(model: nn.Module, images: Tensor, seen: Entry) -> str | None:
     return best if 1.5 * mismatch[best] < _mismatch(model, images, seen, seen.total, memory) else None
 
 
-def _first_batchnorm(model: nn.Module, images: Tensor) -> _BatchNorm | None:
+def _first_batchnorm(model: nn.Module, images: Tensor) -> nn.Module | None:
     """The first one called, if it remembers anything."""
     called: list[nn.Module] = []
 
@@ -115,12 +114,13 @@ def _first_batchnorm(model: nn.Module, images: Tensor) -> _BatchNorm | None:
             called.append(module)
             raise _Enough
 
-    _run(model, images, [(module, note) for module in model.modules() if isinstance(module, _BatchNorm)])
+    kinds = [module for module in model.modules() if hasattr(module, "running_mean") and hasattr(module, "running_var")]
+    _run(model, images, [(module, note) for module in kinds])
     remembers = called and called[0].running_mean is not None and called[0].running_mean.any()
     return called[0] if remembers else None
 
 
-def _mismatch(model: nn.Module, images: Tensor, seen: Entry, instead: Affine, memory: _BatchNorm) -> float:
+def _mismatch(model: nn.Module, images: Tensor, seen: Entry, instead: Affine, memory: nn.Module) -> float:
     """Divergence (nats a channel) of what enters the BatchNorm from its memory, both taken as Gaussians."""
     entering: list[Tensor] = []
 
@@ -133,8 +133,9 @@ def _mismatch(model: nn.Module, images: Tensor, seen: Entry, instead: Affine, me
 
     _run(model, images, [(seen.layer, show), (memory, note)])
     mean, variance = entering[0].mean((0, 2, 3)), entering[0].var((0, 2, 3))
-    remembered = memory.running_var + memory.eps
-    ratio = (variance + memory.eps) / remembered
+    small = getattr(memory, "eps", 1e-5)
+    remembered = memory.running_var + small
+    ratio = (variance + small) / remembered
     divergence = ratio - 1 - ratio.log() + (mean - memory.running_mean).square() / remembered
     return divergence.mean().item() / 2
 

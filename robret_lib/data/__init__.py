@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from robret_lib.data.errors import DataError
-from robret_lib.data.labels import check_labels, check_same_kind, relevance
+from robret_lib.data.labels import check_labels, relevance, same_kind
 from robret_lib.data.packed import squared
 from robret_lib.data.packed_splits import load_packed
 from robret_lib.data.packed_writing import write_packed
@@ -30,7 +30,7 @@ __all__ = [
     "Split",
     "as_float",
     "check_labels",
-    "check_same_kind",
+    "same_kind",
     "data_root",
     "fashion_mnist_folder",
     "load",

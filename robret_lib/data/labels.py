@@ -15,14 +15,14 @@ _EXPECTED = "expected whole numbers [N], or zeros and ones [N, C] with C of at l
 
 def relevance(query_labels: Tensor, gallery_labels: Tensor) -> Tensor:
     """Which gallery items answer which query, bool ``[A, B]``: same class, or for multi-hot labels a shared one."""
-    check_same_kind(query_labels, gallery_labels)
+    query_labels, gallery_labels = same_kind(query_labels, gallery_labels)
     if query_labels.ndim == 1:
         return query_labels[:, None] == gallery_labels[None, :]
     return query_labels.float() @ gallery_labels.float().T > 0
 
 
-def check_same_kind(query_labels: Tensor, gallery_labels: Tensor) -> None:
-    """Checks that both are labels, and both class numbers or both multi-hot.
+def same_kind(query_labels: Tensor, gallery_labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as int64 ``[N]``, or both as uint8 ``[N, C]``, whatever their dtypes were.
 
     Raises:
         DataError: if not.
@@ -32,6 +32,8 @@ def check_same_kind(query_labels: Tensor, gallery_labels: Tensor) -> None:
     if query_labels.shape[1:] != gallery_labels.shape[1:]:
         shapes = f"{tuple(query_labels.shape)} and {tuple(gallery_labels.shape)}"
         raise DataError(f"labels of shapes {shapes}: expected both int [N], or both multi-hot [N, C] with one C")
+    kind = torch.int64 if query_labels.ndim == 1 else torch.uint8
+    return query_labels.to(kind), gallery_labels.to(kind)
 
 
 def check_labels(labels: Tensor) -> None:

@@ -33,8 +33,8 @@ def decoded(stored: np.ndarray, member: str, path: Path) -> tuple[str, ...]:
 
 
 def printable(text: str) -> str:
-    """The text with what no terminal takes, the lone surrogates of odd file names, written as escapes."""
-    return text.encode(errors="backslashreplace").decode()
+    """The text with what a terminal does not show, as lone surrogates and control characters, written as escapes."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def _bytes(text: str, member: str, where: str) -> bytes:

@@ -67,7 +67,8 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
 
 def check_length(name: str, length: float, norm: Norm) -> None:
     """Raise a ValueError unless it is a finite number of at least 0, and by "linf" at most 1, from black to white."""
-    if not isinstance(length, numbers.Real) or not 0 <= length < torch.inf:  # NaN is neither
+    is_number = isinstance(length, numbers.Real) and not isinstance(length, bool)
+    if not is_number or not 0 <= length < torch.inf:  # NaN is neither
         raise ValueError(f"{name}={length!r}: expected a finite length of at least 0, a number")
     if norm == "linf" and length > 1:
         raise ValueError(f"{name}={length!r}: expected pixel units, black is 0 and white is 1; {length}/255 is meant?")
@@ -87,8 +88,9 @@ def check_norm(norm: str) -> None:
 
 def check_images(images: Tensor) -> None:
     """Raise a ValueError unless images are float ``[B, C, H, W]`` in [0, 1]."""
-    if images.ndim != 4 or not images.is_floating_point():
-        raise ValueError(f"images {images.dtype} {tuple(images.shape)}: expected float [B, C, H, W] in [0, 1]")
+    if images.ndim != 4 or images.dtype not in (torch.float32, torch.float64):
+        given, expected = f"images {images.dtype} {tuple(images.shape)}", "expected float [B, C, H, W] in [0, 1]"
+        raise ValueError(f"{given}: {expected}, float32 or float64 also for a model of half precision")
     if len(images) and not (images.amin() >= 0 and images.amax() <= 1):
         bounds = f"{images.amin().item():.3g} to {images.amax().item():.3g}"
         raise ValueError(f"images hold {bounds}: expected [0, 1]; pixel normalization belongs inside the model")
