@@ -166,7 +166,7 @@ def _read_members(path: Path) -> dict[str, np.ndarray]:
 
 
 def labels_from(given: np.ndarray | Tensor, path: Path) -> Tensor:
-    """Labels as `PackedFile` holds them, see `kept_labels`.
+    """Labels as `PackedFile` holds them, see `robret_lib.data.labels.kept_labels`.
 
     Raises:
         DataError: if they are no labels; it begins with ``path``.
