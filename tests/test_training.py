@@ -47,16 +47,17 @@ def small_model():
 class ScaledTriplets(nn.Module):
     """A triplet loss with a weight of its own and a draw from the generator; counts its calls.
 
-    After ``free_calls`` it waits for the file ``signal``: work is left, however slow those are who look at it.
+    After ``free_calls`` it waits for the file ``signal``: work is left, however slow those are who look at it. It
+    gives up when ``parent``, if there is one, has ended.
     """
 
-    def __init__(self, free_calls=math.inf, signal=None):
+    def __init__(self, free_calls=math.inf, signal=None, parent=None):
         super().__init__()
         self.margin, self.calls = nn.Parameter(torch.tensor(0.5)), 0
-        self.free_calls, self.signal, self.parent = free_calls, signal, os.getppid()
+        self.free_calls, self.signal, self.parent = free_calls, signal, parent
 
     def forward(self, model, images, labels, generator):
-        while self.calls >= self.free_calls and not self.signal.exists() and os.getppid() == self.parent:
+        while self.calls >= self.free_calls and not self.signal.exists() and self.parent in (None, os.getppid()):
             time.sleep(0.01)
         self.calls += 1
         e = nn.functional.normalize(model(images), dim=1)
@@ -76,7 +77,7 @@ def run_training(folder, steps=SCHEDULE.steps, free_calls=math.inf):
     """Train from the checkpoint in the folder, if any, and leave the outcome there."""
     torch.set_num_threads(1)
     folder, model = Path(folder), small_model()
-    objective = ScaledTriplets(free_calls, folder / "signal that never comes")
+    objective = ScaledTriplets(free_calls, folder / "signal that never comes", os.getppid())
     schedule = SCHEDULE._replace(steps=steps)
     history = train(model, some_split(), objective, schedule, folder / "checkpoint", 3, norm_of_weights, 7)
     torch.save({"model": model.state_dict(), "objective": objective.state_dict(), "history": history}, folder / "end")
