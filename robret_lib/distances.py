@@ -107,19 +107,18 @@ def relative(embeddings: Tensor, center: Tensor) -> Tensor:
     return (embeddings.to(center.dtype) - center).float().contiguous()
 
 
-def in_doubt(squared: Tensor, query_squares: Tensor, largest: Tensor) -> Tensor:
-    """Where fewer than three digits of a squared distance from the float32 product are right.
+def doubtful_below(query_squares: Tensor, largest: Tensor) -> Tensor:
+    """The squared distance ``[A, 1]`` below which fewer than three digits from the float32 product are right.
 
     Args:
-        squared: ``[A, *]``.
         query_squares, largest: Squared lengths of the queries ``[A]`` and of the longest item, relative to the center.
     """
-    return squared < 1e3 * torch.finfo(torch.float32).eps * (query_squares + largest)[:, None]
+    return 1e3 * torch.finfo(torch.float32).eps * (query_squares + largest)[:, None]
 
 
-def squared_exactly(queries: Tensor, gallery: Tensor, chunk: int = 8192) -> Tensor:
+def squared_exactly(queries: Tensor, gallery: Tensor, center: Tensor, chunk: int = 8192) -> Tensor:
     """Squared Euclidean distances ``[A, B]``, computed in float64, returned as float32; ``chunk`` items at once."""
-    center = center_of(gallery).double()
+    center = center.double()
     queries = queries.double() - center
     lengths, found = queries.square().sum(1, keepdim=True), []
     for part in gallery.split(chunk):
@@ -131,7 +130,7 @@ def squared_exactly(queries: Tensor, gallery: Tensor, chunk: int = 8192) -> Tens
 
 
 def check_embeddings(name: str, embeddings: Tensor) -> None:
-    """Raise a ValueError where nothing can be ranked: NaN, infinity, or numbers whose squares overflow float32."""
+    """Raise a ValueError where nothing can be ranked: NaN, infinity, or squares beyond the range of float32."""
     if not embeddings.numel():
         return
     low, high = (bound.item() for bound in embeddings.aminmax())

@@ -8,7 +8,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
 from robret_lib.data import check_labels, relevance, same_kind
-from robret_lib.distances import center_of, check_embeddings, in_doubt, relative, squared_exactly
+from robret_lib.distances import center_of, check_embeddings, doubtful_below, relative, squared_exactly
 from robret_lib.distances import pairwise_distance as pairwise_distance  # chapters know it as metrics'
 
 CHUNK_BYTES = 64 * 2**20
@@ -151,6 +151,7 @@ def _blocks(
     queries, center = queries.to(gallery.device), center_of(gallery)
     columns = relative(gallery, center).T
     squares = columns.square().sum(0)
+    largest = squares.max()
     excluded = self_excluded is not False
     size = max(1, CHUNK_BYTES // max(4 * len(gallery), more))
     block = torch.empty(min(size, len(queries)), len(gallery), dtype=torch.float32, device=gallery.device)
@@ -160,9 +161,10 @@ def _blocks(
             nearby = relative(queries[rows], center)
             lengths = nearby.square().sum(1)
             torch.addmm(squares, nearby, columns, alpha=-2, out=distances)
-            doubtful = in_doubt(distances + lengths[:, None], lengths, squares.max()).sum(1) > 1 + excluded
+            limit = doubtful_below(lengths, largest) - lengths[:, None]
+            doubtful = (distances < limit).sum(1) > 1 + excluded
             if doubtful.any():
-                distances[doubtful] = squared_exactly(queries[rows][doubtful], gallery)
+                distances[doubtful] = squared_exactly(queries[rows][doubtful], gallery, center)
         if excluded:
             distances.scatter_(1, _own(rows, self_excluded, gallery.device), torch.inf)
         yield rows, distances
@@ -226,7 +228,8 @@ def _by_faiss(
             columns = torch.arange(wanted - 1).expand(len(positions), -1)
             columns = columns + (found & (columns >= place))  # step over self, where it is among them
             values, positions = values.gather(1, columns), positions.gather(1, columns)
-        yield rows, values, positions, in_doubt(values[:, 1:2], nearby.square().sum(1), largest).any(1)
+        limit = doubtful_below(nearby.square().sum(1), largest)
+        yield rows, values, positions, (values[:, 1:2] < limit).any(1)
 
 
 def _in_order(queries: Tensor, gallery: Tensor, k: int, self_excluded: bool | Tensor) -> Tensor:

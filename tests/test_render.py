@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from robret_lib.files import one_at_a_time
-from tests.toy_checkout import make_checkout
+from tests.toy_checkout import make_checkout, renderer
 
 pytestmark = pytest.mark.slow  # starts the renderer
 
-SCRIPT = Path(__file__).resolve().parent.parent / "book" / "render.py"
 PAGE = "# The library\n\n```{eval-rst}\n.. automodule:: robret_lib.other\n```\n"
 CONFIG = """
 title: small
@@ -35,13 +32,6 @@ def book(checkout: Path) -> Path:
     (checkout / "book" / "intro.md").write_text(PAGE)
     (checkout / "robret_lib" / "other.py").write_text('"""From this checkout."""\n')
     return checkout
-
-
-def renderer(root: Path, **variables: str) -> subprocess.Popen[str]:
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(
-        [sys.executable, SCRIPT, "--root", root], text=True, env=os.environ | variables, start_new_session=True, **pipes
-    )
 
 
 def test_the_library_of_the_checkout_is_documented_once_by_two_renderers(book: Path, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""A small checkout with small chapters, and the executor at work in it."""
+"""A small checkout with small chapters, and the executor and the renderer at work in it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-SCRIPT = Path(__file__).resolve().parent.parent / "book" / "execute.py"
+BOOK = Path(__file__).resolve().parent.parent / "book"
 
 
 RUNNING: list[subprocess.Popen[str]] = []
@@ -40,8 +40,18 @@ def write_chapter(root: Path, name: str, *sources: str, box: str = "Runtime 5 s 
 
 
 def executor(root: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-    """The executor, begun in a session of its own, with changes of the environment."""
-    command = [sys.executable, str(SCRIPT), "--root", str(root), *arguments]
+    """The executor, see `begun`."""
+    return begun("execute.py", root, *arguments, **variables)
+
+
+def renderer(root: Path, **variables: str) -> subprocess.Popen[str]:
+    """The renderer, see `begun`."""
+    return begun("render.py", root, **variables)
+
+
+def begun(script: str, root: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    """A script of the book, begun in a session of its own, with changes of the environment."""
+    command = [sys.executable, str(BOOK / script), "--root", str(root), *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, text=True, env=os.environ | variables, start_new_session=True, **pipes)
     RUNNING.append(process)
@@ -49,7 +59,7 @@ def executor(root: Path, *arguments: str, **variables: str) -> subprocess.Popen[
 
 
 def end_all() -> None:
-    """End executors that a failed or interrupted test has left, with what they started."""
+    """End scripts that a failed or interrupted test has left, with what they started."""
     while RUNNING:
         process = RUNNING.pop()
         if process.poll() is None:

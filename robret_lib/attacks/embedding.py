@@ -113,8 +113,7 @@ def _a_hair_aside(benign: Benign) -> Tensor:
     towards = nearest - benign.embeddings
     if not others.any(1).all():  # where all embeddings are alike, any direction will do
         towards = torch.where(others.any(1, keepdim=True), towards, torch.ones_like(towards))
-    length = gallery.embeddings.square().sum(1).mean().sqrt().clamp(min=1e-6)
-    return benign.embeddings + HAIR * length * normalize(towards, dim=1)
+    return benign.embeddings + HAIR * gallery.length.clamp(min=1e-6) * normalize(towards, dim=1)
 
 
 def _others_and_own(benign: Benign) -> tuple[ItemSets, ItemSets]:

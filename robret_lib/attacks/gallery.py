@@ -62,6 +62,11 @@ class Gallery:
         return Centered.of(self.embeddings.double())
 
     @cached_property
+    def length(self) -> Tensor:
+        """Root mean square length of the embeddings, a scalar."""
+        return self.embeddings.square().sum(1).mean().sqrt()
+
+    @cached_property
     def euclidean(self) -> "Gallery":
         """The same items under the Euclidean distance, which ranks unit vectors as the cosine distance does."""
         return self if self.distance != "C" else replace(self, distance="N")
