@@ -122,8 +122,8 @@ def _summary(output: Path, plan: Plan, skipped: int, to_load: str) -> Iterator[s
     """What became of the folder, in lines."""
     file = next(part.file for part in (plan.train, plan.gallery) if part.file.path == output)
     left_out = f", {skipped:,} skipped" if skipped else ""
-    megabytes = output.stat().st_size / 1e6
-    yield f"packed {_count(Part(file, np.arange(len(file))))}{left_out}: {printable(str(output))} ({megabytes:.1f} MB)"
+    everything = Part(file, np.arange(len(file)))
+    yield f"packed {_count(everything)}{left_out}, {output.stat().st_size:,} bytes: {printable(str(output))}"
     for role, part in (("train", plan.train), ("query", plan.query), ("gallery", plan.gallery)):
         yield f"  {role:<8} {_count(part)}"
     yield plan.protocol.description
@@ -142,7 +142,7 @@ def _notes(plan: Plan) -> Iterator[str]:
     counts = np.bincount(plan.gallery.labels, minlength=len(plan.gallery.file.class_names))
     others = counts[plan.query.labels] - plan.protocol.self_excluded
     if alone := int((others == 0).sum()):
-        yield f"{alone:,} queries have no other image of their class in the gallery, so no answer to them is right"
+        yield f"queries without another image of their class in the gallery, so without a right answer: {alone:,}"
     if np.count_nonzero(counts) == 1:
         yield "the gallery holds one class only, so the answers are all right or all wrong"
     if len(plan.train.labels.unique()) == 1:
