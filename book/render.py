@@ -21,7 +21,7 @@ from checkout import refuse_other_library, settle
 from leash import Leash, end_on_signals
 from robret_lib.files import one_at_a_time
 
-PAGES = ("*.md", "*.bib", "*.yml", "api/*.md", "_static/**/*")
+PAGES = ("*.md", "*.bib", "*.yml", "api/*.md", "_static/**/*", "chapter_numbers.py")
 
 
 def stage(root: Path, chapters: Path, target: Path) -> None:

@@ -19,6 +19,7 @@ from outputs import objections
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
 KILOBYTE = 1024
+PAGE_WIDTH = 88  # columns of code; the page shows no more
 
 
 @pytest.fixture(scope="module", params=CHAPTERS, ids=lambda path: path.stem)
@@ -59,6 +60,27 @@ def lines(cell: NotebookNode) -> list[str]:
     return [line for line in cell.source.splitlines() if line.strip() and not line.strip().startswith("#")]
 
 
+def assigned(cell: NotebookNode) -> set[str]:
+    """Names that the cell leaves behind in the notebook, imports aside."""
+    names: set[str] = set()
+    waiting: list[ast.AST] = [ast.parse(cell.source)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif not isinstance(node, ast.Lambda | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
+            waiting += ast.iter_child_nodes(node)
+    return names - {"_"}
+
+
+def figure(cell: NotebookNode) -> dict[str, str]:
+    """What the metadata of a cell with a picture says of it."""
+    said = cell.metadata.get("mystnb", {})
+    return {"alt": said.get("image", {}).get("alt", ""), "caption": "", "name": ""} | said.get("figure", {})
+
+
 def words(markdown: str) -> int:
     """Words of prose: tables, displayed formulas and the lines of directives do not count."""
     prose = re.sub(r"\$\$.*?\$\$", "", markdown, flags=re.DOTALL)
@@ -96,6 +118,10 @@ def test_anatomy(chapter):
     assert not [part for part, found in places.items() if not found], "parts that are missing"
     first = [found[0] for found in places.values()]
     assert first == sorted(first), f"parts out of order: {dict(zip(places, first, strict=True))}"
+
+
+def test_title_begins_with_the_number(chapter, path):
+    assert re.match(rf"# {int(path.stem[:2])}\. [A-Z]", chapter.cells[0].source)
 
 
 def test_promise_box(chapter):
@@ -163,6 +189,37 @@ def test_functions_are_short(chapter):
                 assert node.end_lineno - node.lineno < 15, f"{node.name} in {cell.id}"
 
 
+def test_code_fits_the_page(chapter):
+    wide = {cell.id: max(map(len, cell.source.splitlines())) for cell in code_cells(chapter)}
+    assert not {name: columns for name, columns in wide.items() if columns > PAGE_WIDTH}
+
+
+def test_nothing_is_looked_up_by_its_name(chapter):
+    found = [cell.id for cell in code_cells(chapter) if re.search(r"\bgetattr\(", cell.source)]
+    assert not found, "name the functions in a dictionary"
+
+
+def test_no_arguments_are_unpacked_where_one_reads(chapter):
+    for cell in argument(chapter):
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.Call):
+                packed = [part for part in node.args if isinstance(part, ast.Starred)]
+                packed += [keyword for keyword in node.keywords if keyword.arg is None]
+                assert not packed, f"{cell.id}: {ast.unparse(node)}"
+
+
+def test_making_of_text_is_hidden(chapter):
+    found = [c.id for c in code_cells(chapter) if "Markdown(" in c.source and "hide-input" not in tags(c)]
+    assert not found
+
+
+def test_solutions_leave_the_names_of_the_chapter_alone(chapter):
+    told = [cell for cell in outside_solutions(chapter) if cell.cell_type == "code"]
+    kept = set().union(*map(assigned, told))
+    solutions = [cell for cell in code_cells(chapter) if cell not in told]
+    assert not {cell.id: sorted(taken) for cell in solutions if (taken := assigned(cell) & kept)}
+
+
 def test_no_line_ends_in_a_semicolon(chapter):
     found = [cell.id for cell in code_cells(chapter) for line in lines(cell) if line.rstrip().endswith(";")]
     assert not found, "nbval prints the value all the same; write _ = ..."
@@ -187,7 +244,7 @@ def test_no_device_by_name(chapter):
 
 def test_figures_are_few_and_small(chapter, path):
     found = images(chapter)
-    assert len(found) <= 6
+    assert len(found) <= 8
     large = {cell.id: len(data) for cell, data in found if len(data) > 60 * KILOBYTE}
     assert not large, "bytes of figures above 60 KB"
     assert path.stat().st_size <= 500 * KILOBYTE
@@ -195,8 +252,22 @@ def test_figures_are_few_and_small(chapter, path):
 
 def test_figures_are_described(chapter):
     for cell, _ in images(chapter):
-        alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
-        assert len(alt) >= 20, f"{cell.id} needs metadata mystnb: image: alt, in words"
+        said = figure(cell)
+        assert len(said["alt"]) >= 20, f"{cell.id} needs metadata mystnb: image: alt, in words"
+        assert len(said["caption"]) >= 20, f"{cell.id} needs metadata mystnb: figure: caption"
+
+
+def test_figures_are_cited(chapter):
+    sources = "".join(cell.source for cell in chapter.cells)
+    text = sources.replace("{{", "{").replace("}}", "}")  # as f-strings write it
+    names = [figure(cell)["name"] for cell, _ in images(chapter)]
+    assert not [name for name in names if not name or f"{{numref}}`{name}`" not in text]
+
+
+def test_names_of_figures_differ():
+    chapters = [nbformat.read(path, as_version=4) for path in CHAPTERS]
+    names = [figure(cell)["name"] for chapter in chapters for cell, _ in images(chapter)]
+    assert sorted(names) == sorted(set(names))
 
 
 def test_pictures_in_the_text_are_described(chapter):
