@@ -449,7 +449,8 @@ def test_the_command_says_what_became_of_the_folder(birds: Path, data_folder: Pa
         "  query    4 images of 2 classes",
         "  gallery  4 images of 2 classes",
         data.load("birds").protocol.description,
-        "All are loaded as squares of 6 pixels, the smallest side there is (kite/tiny.png);",
+        "All are loaded as squares of 6 pixels, the smallest side there is (kite/tiny.png); "
+        "data.load(..., size=N) gives others.",
     ]
     assert said_to_load(said.out).gallery.images.shape[-1] == 6 and "note" not in said.out
 

@@ -115,10 +115,10 @@ def _pack(options: argparse.Namespace) -> None:
     except DataError as error:
         raise DataError(f"{printable(str(output))} is written, but cannot be loaded: {error}") from error
     to_load = output.stem if found_by_name else str(output.absolute())
-    print("\n".join(_summary(output, plan, len(skipped), to_load)))
+    print("\n".join(_summary(output, plan, len(skipped), options.side, to_load)))
 
 
-def _summary(output: Path, plan: Plan, skipped: int, to_load: str) -> Iterator[str]:
+def _summary(output: Path, plan: Plan, skipped: int, side: int, to_load: str) -> Iterator[str]:
     """What became of the folder, in lines."""
     file = next(part.file for part in (plan.train, plan.gallery) if part.file.path == output)
     left_out = f", {skipped:,} skipped" if skipped else ""
@@ -128,8 +128,8 @@ def _summary(output: Path, plan: Plan, skipped: int, to_load: str) -> Iterator[s
         yield f"  {role:<8} {_count(part)}"
     yield plan.protocol.description
     smallest, position = file.smallest()
-    yield f"All are loaded as squares of {smallest} pixels, the smallest side there is ({_name(file, position)});"
-    yield "data.load(..., size=N) gives others."
+    because = f", the smallest side there is ({_name(file, position)})" if smallest < side else ""
+    yield f"All are loaded as squares of {smallest} pixels{because}; data.load(..., size=N) gives others."
     yield from (f"note: {note}" for note in _notes(plan))
     yield "Load it:"
     yield ""

@@ -16,8 +16,8 @@ else is taken for a photograph until it is opened.
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from robret_lib.data.errors import DataError
 from robret_lib.data.texts import printable
@@ -30,7 +30,8 @@ _WORDS_OF_SPLITS = {
 _LEFT_BEHIND = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir"}  # in lower case
 
 
-class FolderFile(NamedTuple):
+@dataclass(frozen=True)
+class FolderFile:
     """A file below the folder of a class.
 
     Attributes:
@@ -46,7 +47,8 @@ class FolderFile(NamedTuple):
     split: str | None
 
 
-class ImageFolder(NamedTuple):
+@dataclass(frozen=True)
+class ImageFolder:
     """What a folder holds.
 
     Attributes:

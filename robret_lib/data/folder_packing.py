@@ -4,9 +4,10 @@ import os
 import warnings
 from collections import deque
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
@@ -22,7 +23,8 @@ Unreadable = Literal["refuse", "skip"]
 """What to do where files are no images that can be read."""
 
 
-class UnreadableFile(NamedTuple):
+@dataclass(frozen=True)
+class UnreadableFile:
     """A file that is no image, or a damaged one; its name as seen from the folder, and what is wrong."""
 
     name: str

@@ -8,8 +8,8 @@ Three rules, the first that applies:
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -21,7 +21,8 @@ from robret_lib.data.retrieval_data import Protocol, RetrievalData, Split
 _SIDE = re.compile(r"_(train|test)(?=[_.])")
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Part:
     """Some images of a packed file, by their positions."""
 
     file: PackedFile
@@ -32,7 +33,8 @@ class Part(NamedTuple):
         return self.file.labels[self.positions]
 
 
-class Plan(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Plan:
     """Which images fill which role, before any is decoded."""
 
     train: Part
