@@ -383,6 +383,13 @@ def test_an_output_that_cannot_be_is_refused_before_anything_is_read(
     assert (tmp_path / "there.npz").read_text() == "old"
 
 
+@pytest.mark.parametrize("option", [{"side": 0}, {"quality": 0}, {"quality": 101}, {"unreadable": "ignore"}])
+def test_options_that_are_none_are_refused(birds: Path, option: dict, data_folder: Path) -> None:
+    with pytest.raises(DataError, match=f"{next(iter(option))}=.*: expected"):
+        pack_folder(birds, **option)
+    assert not data_folder.exists()
+
+
 def test_a_folder_without_rights_is_refused_before_anything_is_read(birds: Path, data_folder, monkeypatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(DataError, match=f"{data_folder.parent} is no folder that this user may write to"):

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
@@ -62,9 +62,10 @@ def pack_folder(
 
     Raises:
         DataError: if there is nothing to pack, files are unreadable (all are listed), a class has no readable
-            one, there is only one class, or ``output`` must not or cannot be written.
+            one, there is only one class, ``output`` must not or cannot be written, or an option is none of these.
         OSError: naming ``output``, if the disk is full or the like. Nothing is left half-written.
     """
+    _check_options(side, quality, unreadable)
     folder = Path(folder)
     output = default_output(folder) if output is None else Path(output)
     _check_output(output, force)
@@ -105,6 +106,13 @@ def default_output(folder: Path) -> Path:
         return data_root() / f"{name}.npz"
     except RuntimeError as error:
         raise DataError(f"{error}, or name an output file") from error
+
+
+def _check_options(side: int, quality: int, unreadable: str) -> None:
+    if side < 1 or not 1 <= quality <= 100:
+        raise DataError(f"side={side}, quality={quality}: expected a side of at least 1, a quality from 1 to 100")
+    if unreadable not in get_args(Unreadable):
+        raise DataError(f"unreadable={unreadable!r}: expected one of {', '.join(map(repr, get_args(Unreadable)))}")
 
 
 def _check_output(output: Path, force: bool) -> None:
