@@ -307,3 +307,17 @@ def test_outputs_repeat(chapter):
 
 def test_no_errors_are_stored(chapter):
     assert not [c.id for c in code_cells(chapter) for output in c.outputs if output.output_type == "error"]
+
+
+def test_front_page_says_how_often_its_attack_works():
+    """The same numbers as the output of the cell that the figure belongs to."""
+    chapter = nbformat.read(CHAPTERS[0], as_version=4)
+    (cell,) = (cell for cell in chapter.cells if cell.id == "opening-text")
+    told = cell.outputs[0].data["text/markdown"]
+    attacked = re.search(r"We attack (\d+) photographs", told)[1]
+    (chosen, error), (wrong, _) = re.findall(r"\*\*(\d+) % \(± (\d+)\)\*\*", told)
+    front, readme = (" ".join((ROOT / page).read_text().split()) for page in ("book/intro.md", "README.md"))
+    assert f"Of {attacked} photographs" in front
+    assert f"{chosen} % find the attacker's choice first (standard error {error})" in front
+    assert f"all wrong for {wrong} %" in front
+    assert f"for {chosen} % of {attacked} photographs" in readme
