@@ -32,7 +32,7 @@ def main() -> None:
             if cell.id == FIGURE:
                 break
         os.chdir(root)
-    options = {"dpi": 200, "bbox_inches": "tight", "pil_kwargs": {"quality": 85, "subsampling": 0}}
+    options = {"dpi": 200, "bbox_inches": "tight", "pil_kwargs": {"quality": 80, "subsampling": 0}}
     namespace["figure"].savefig(root / "book" / "_static" / "front.jpg", **options)
 
 

@@ -108,7 +108,7 @@ class Photograph:
         return f"<JPEG of {len(self.jpeg):,} bytes>"
 
 
-def photograph(figure: Figure, quality: int = 85) -> Photograph:
+def photograph(figure: Figure, quality: int = 75) -> Photograph:
     """A figure of photographs, closed, for the last line of a cell in place of the figure itself.
 
     Args:
