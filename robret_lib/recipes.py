@@ -88,7 +88,7 @@ FASHION_MNIST = {
 }
 
 
-GROCERY = Whitened("efficientnet_lite0", embedding_dim=128)
+PHOTOGRAPHS = Whitened("efficientnet_lite0", embedding_dim=128)
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,9 @@ def fashion_mnist(scale: str, **changes: object) -> Recipe:
     return replace(FASHION_MNIST[scale], **changes)
 
 
-def grocery(**changes: object) -> Whitened:
-    """The chapters' recipe for photographs, with the named fields changed. It takes seconds at any scale."""
-    return replace(GROCERY, **changes)
+def photographs(**changes: object) -> Whitened:
+    """The recipe for photographs, the chapters' and your own, with the named fields changed. It takes seconds."""
+    return replace(PHOTOGRAPHS, **changes)
 
 
 def trained(recipe: Recipe | Whitened, data: RetrievalData, device: torch.device, progress: bool = False) -> Trained:

@@ -82,7 +82,7 @@ def test_it_is_in_the_wheel(tmp_path):
 
 @pytest.mark.slow
 def test_the_recipe_reaches_what_the_book_promises(grocery):
-    trained = recipes.trained(recipes.grocery(), grocery, torch.device("cpu"))
+    trained = recipes.trained(recipes.photographs(), grocery, torch.device("cpu"))
     searched, labels = models.embed(trained.model, grocery.gallery.images), grocery.gallery.labels
     found = recall_at_k(searched, searched, labels, labels, (1, 5), self_excluded=True)
     pixels = data.as_float(grocery.gallery.images).flatten(1)

@@ -170,6 +170,6 @@ def _find_packed(name: str | os.PathLike[str]) -> Path:
     prepared = ", ".join(sorted(file.stem for file in data_root().glob("*.npz"))) or "none"
     raise DataError(
         f"no data set {str(name)!r}: looked for the file {path}. Known are 'fashion-mnist' "
-        "(get it with `make data DATASET=fashion-mnist`), 'grocery', the path of a packed .npz, and the packed files in "
-        f"{data_root()} (now: {prepared}); set ROBRET_DATA if they lie elsewhere"
+        "(get it with `make data DATASET=fashion-mnist`), 'grocery', the path of a packed .npz, and the packed files "
+        f"in {data_root()} (now: {prepared}); set ROBRET_DATA if they lie elsewhere"
     )
