@@ -99,7 +99,8 @@ def better_fit(model: nn.Module, images: Tensor, seen: Entry) -> str | None:
         "mean 0.5 and std 0.5": Affine(zero + 0.5, zero + 0.5),
     }
     if len(zero) == 3:
-        usual["ImageNet's mean and std"] = Affine(zero + zero.new_tensor(IMAGENET_MEAN), zero.new_tensor(IMAGENET_STD))
+        mean, std = (torch.tensor(values).to(zero) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        usual["ImageNet's mean and std"] = Affine(mean, std)
     mismatch = {name: _mismatch(model, images, seen, instead, memory) for name, instead in usual.items()}
     best = min(mismatch, key=mismatch.__getitem__)
     return best if 1.5 * mismatch[best] < _mismatch(model, images, seen, seen.total, memory) else None
