@@ -156,16 +156,16 @@ NONE_AWAY = "No row within it is more than 3 standard errors away."
         (
             {"R@1 (N)": (86.6, 0.2), "CA+|w=1": (49.2, 0.1)},
             "All of the 2 rows lie within the tolerance. "
-            "Within it and yet more than 3 standard errors away is R@1 (N) (−1.00, 5.0 standard errors).",
+            "Within it and yet more than 3 standard errors away is R@1 (N) (−1.00, 5.0 s.e.).",
         ),
         (
             {"R@1 (N)": (87.5, 0.2), "CA+|w=1": (50.2, 0.5)},
-            f"Of 2 rows, 1 lies within the tolerance. Outside is CA+|w=1 (+1.00, 2.0 standard errors). {NONE_AWAY}",
+            f"Of 2 rows, 1 lies within the tolerance. Outside is CA+|w=1 (+1.00, 2.0 s.e.). {NONE_AWAY}",
         ),
         (
             {"R@1 (N)": (80.0, 2.0), "CA+|w=1": (50.2, 0.1)},
-            "None of the 2 rows lies within the tolerance. Outside are CA+|w=1 (+1.00, 10.0 standard errors) "
-            f"and R@1 (N) (−7.60, 3.8 standard errors). {NONE_AWAY}",
+            "None of the 2 rows lies within the tolerance. Outside are CA+|w=1 (+1.00, 10.0 s.e.) "
+            f"and R@1 (N) (−7.60, 3.8 s.e.). {NONE_AWAY}",
         ),
     ],
 )
@@ -182,7 +182,7 @@ def test_of_many_rows_only_the_farthest_is_told(workflow):
     run_once(workflow, {f"R@{k}": (50.0 + k, 0.25) for k in range(1, 9)})
     assert runs.comparison_words("table", CHAPTER, workflow) == (
         "All of the 8 rows lie within the tolerance. Within it and yet more than 3 standard errors away are "
-        "8 rows, the farthest of them R@8 (+8.00, 32.0 standard errors)."
+        "8 rows, the farthest of them R@8 (+8.00, 32.0 s.e.)."
     )
 
 

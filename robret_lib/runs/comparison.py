@@ -196,7 +196,7 @@ def _told(rows: Sequence[Comparison]) -> str:
 
 
 def _row_in_words(row: Comparison) -> str:
-    apart = "" if row.errors_apart is None else f", {row.errors_apart:.1f} standard errors"
+    apart = "" if row.errors_apart is None else f", {row.errors_apart:.1f} s.e."
     return f"{row.metric} ({_signed(row.difference or 0)}{apart})"
 
 
