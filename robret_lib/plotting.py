@@ -4,6 +4,7 @@ Figures have no titles, since a book's figures have captions. What color tells, 
 tells as well. Images are ``[C,H,W]`` tensors or arrays with one or three channels, uint8 or float in [0,1].
 """
 
+import io
 import itertools
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -93,6 +94,33 @@ def image_grid(rows: Sequence[Sequence[Image]], row_labels: Sequence[str]) -> tu
             _show(ax, _pixels(image))
         row[0].set_ylabel(textwrap.fill(label, 14), rotation=0, ha="right", va="center")
     return figure, axes
+
+
+class Photograph:
+    """A picture that a notebook stores as a JPEG file, many times smaller than PNG where it shows photographs."""
+
+    def __init__(self, jpeg: bytes) -> None:
+        self.jpeg = jpeg
+
+    def _repr_jpeg_(self) -> bytes:
+        return self.jpeg
+
+    def __repr__(self) -> str:
+        return f"<JPEG of {len(self.jpeg):,} bytes>"
+
+
+def photograph(figure: Figure, quality: int = 75) -> Photograph:
+    """A figure of photographs, closed, for the last line of a cell in place of the figure itself.
+
+    Args:
+        figure: of `retrieval_strip` or `image_grid`, say.
+        quality: of the JPEG file, 1 to 100; color is kept at full resolution.
+    """
+    buffer = io.BytesIO()
+    options = {"quality": quality, "subsampling": 0}
+    figure.savefig(buffer, format="jpeg", bbox_inches="tight", pil_kwargs=options)
+    plt.close(figure)
+    return Photograph(buffer.getvalue())
 
 
 def hardness_histogram(hardness: Mapping[str, Array], bins: int = 40) -> tuple[Figure, Axes]:

@@ -16,15 +16,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
-from robret_lib import distances, metrics, mining, models, objectives, training
-from robret_lib.data import RetrievalData, data_root, retrieval_data
+from robret_lib import distances, metrics, mining, models, objectives, training, whitening
+from robret_lib.data import RetrievalData, Split, data_root, retrieval_data
 from robret_lib.files import one_at_a_time, written_whole
 
 SamplerName = Literal["random", "semihard", "softhard", "distance", "hard"]
@@ -53,6 +53,25 @@ class Recipe:
     generation: int | None = None
 
 
+@dataclass(frozen=True)
+class Whitened:
+    """A network with ImageNet weights, its trunk left as it is, its head fitted by `whitening.learned_whitening`.
+
+    Nothing in it is random.
+
+    Args:
+        backbone, embedding_dim, distance: As in `models.build`.
+        shrinkage: As in `whitening.learned_whitening`.
+    """
+
+    backbone: str
+    embedding_dim: int
+    distance: models.Distance = "N"
+    shrinkage: float = 1.0
+
+    generation: ClassVar[None] = None
+
+
 ADDED_LATER: dict[str, object] = {"generation": None}
 """Fields of `Recipe` that came after models had been kept, with the value that says what was true before.
 
@@ -69,13 +88,16 @@ FASHION_MNIST = {
 }
 
 
+PHOTOGRAPHS = Whitened("efficientnet_lite0", embedding_dim=128)
+
+
 @dataclass(frozen=True)
 class Trained:
     """A trained model with its training curve and what it cost.
 
     Args:
         model: On the device asked for, in evaluation mode.
-        history: See `training.train`; validation is Recall@1 in percent, key "recall_at_1".
+        history: See `training.train`; validation is Recall@1 in percent, key "recall_at_1". Empty for `Whitened`.
         seconds: Wall time of the training (of its last part if it was resumed), also when it comes from the cache.
         device: What it was trained on.
     """
@@ -87,17 +109,22 @@ class Trained:
 
 
 def fashion_mnist(scale: str, **changes: object) -> Recipe:
-    """The chapters' recipe at "quick" or "full" scale, with the named fields changed."""
+    """The chapters' recipe for Fashion-MNIST at "quick" or "full" scale, with the named fields changed."""
     return replace(FASHION_MNIST[scale], **changes)
 
 
-def trained(recipe: Recipe, data: RetrievalData, device: torch.device, progress: bool = False) -> Trained:
+def photographs(**changes: object) -> Whitened:
+    """The recipe for photographs, the chapters' and your own, with the named fields changed. It takes seconds."""
+    return replace(PHOTOGRAPHS, **changes)
+
+
+def trained(recipe: Recipe | Whitened, data: RetrievalData, device: torch.device, progress: bool = False) -> Trained:
     """The model of a recipe: from the cache if its weights are there, else trained, resuming where it was killed.
 
     A model that is there is only read, so the data folder may be read-only then.
 
     Args:
-        recipe: See `Recipe`.
+        recipe: See `Recipe` and `Whitened`.
         data: Trains on ``data.train``; validates on ``data.query`` against ``data.gallery``.
         device: To train on, and where the model ends up.
         progress: Show a progress bar while training.
@@ -119,11 +146,12 @@ def trained(recipe: Recipe, data: RetrievalData, device: torch.device, progress:
     return _read(file, model.eval())
 
 
-def _initial_model(recipe: Recipe) -> models.EmbeddingModel:
-    """The untrained model, float32 on the CPU, whatever the default type."""
+def _initial_model(recipe: Recipe | Whitened) -> models.EmbeddingModel:
+    """The model before training, float32 on the CPU, whatever the default type."""
+    from_imagenet = isinstance(recipe, Whitened)
     with _float32(), torch.random.fork_rng([]):
-        torch.manual_seed(recipe.seed)
-        return models.build(recipe.backbone, recipe.embedding_dim, distance=recipe.distance)
+        torch.manual_seed(0 if from_imagenet else recipe.seed)
+        return models.build(recipe.backbone, recipe.embedding_dim, pretrained=from_imagenet, distance=recipe.distance)
 
 
 def _plan(recipe: Recipe) -> tuple[nn.Module, training.Schedule]:
@@ -132,21 +160,45 @@ def _plan(recipe: Recipe) -> tuple[nn.Module, training.Schedule]:
     return objective, training.Schedule(recipe.steps, recipe.pairs, recipe.lr, recipe.weight_decay, recipe.seed)
 
 
-def _train_into(file: Path, model: nn.Module, recipe: Recipe, data: RetrievalData, progress: bool) -> None:
+def _train_into(
+    file: Path, model: models.EmbeddingModel, recipe: Recipe | Whitened, data: RetrievalData, progress: bool
+) -> None:
     checkpoint = file.with_suffix(".checkpoint")
-    objective, schedule = _plan(recipe)
-
-    def validate(candidate: nn.Module) -> dict[str, float]:
-        return {"recall_at_1": _recall_at_1(candidate, data)}
-
     begun = time.monotonic()
-    every = max(1, recipe.steps // 8)
-    history = training.train(
-        model, data.train, objective, schedule, checkpoint, validate=validate, validate_every=every, progress=progress
-    )
+    if isinstance(recipe, Whitened):
+        _whiten(model, recipe, data.train)
+        history = []
+    else:
+        history = _minimize(model, recipe, data, checkpoint, progress)
     about = {"history": history, "seconds": time.monotonic() - begun, "device": str(next(model.parameters()).device)}
     _write(file, model, {"recipe": json.dumps(asdict(recipe)), "about": json.dumps(about)})
     checkpoint.unlink(missing_ok=True)
+
+
+def _minimize(
+    model: nn.Module, recipe: Recipe, data: RetrievalData, checkpoint: Path, progress: bool
+) -> list[dict[str, float]]:
+    def validate(candidate: nn.Module) -> dict[str, float]:
+        return {"recall_at_1": _recall_at_1(candidate, data)}
+
+    objective, schedule = _plan(recipe)
+    every = max(1, recipe.steps // 8)
+    return training.train(
+        model, data.train, objective, schedule, checkpoint, validate=validate, validate_every=every, progress=progress
+    )
+
+
+def _whiten(model: models.EmbeddingModel, recipe: Whitened, images: Split) -> None:
+    """Replace what the last linear layer does, by what it was given for these images."""
+    *_, head = (module for module in model.backbone.modules() if isinstance(module, nn.Linear))
+    features: list[torch.Tensor] = []
+    listening = head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].detach().cpu()))
+    models.embed(model, images.images, batch_size=64)
+    listening.remove()
+    fitted = whitening.learned_whitening(torch.cat(features), images.labels, recipe.embedding_dim, recipe.shrinkage)
+    with torch.no_grad():
+        for parameter, value in zip((head.weight, head.bias), fitted, strict=True):
+            parameter.copy_(value)
 
 
 def _write(file: Path, model: nn.Module, metadata: dict[str, str]) -> None:
@@ -174,7 +226,7 @@ def _read(file: Path, model: models.EmbeddingModel) -> Trained:
         raise ValueError(f"{file} is damaged, cut off or no model ({error}): delete it to train it again") from error
 
 
-def _key(recipe: Recipe, data: RetrievalData) -> str:
+def _key(recipe: Recipe | Whitened, data: RetrievalData) -> str:
     """Name of the cache file: changes with the recipe, the data and the code."""
     told = {name: value for name, value in asdict(recipe).items() if ADDED_LATER.get(name, ...) != value}
     digest = hashlib.sha256(json.dumps([told, data.protocol.self_excluded], sort_keys=True).encode())
@@ -208,7 +260,7 @@ def _float32() -> Iterator[None]:
 CODE = hashlib.sha256(
     "".join(
         _code(inspect.getsource(part))
-        for part in (distances, mining, models, objectives, retrieval_data, training, sys.modules[__name__])
+        for part in (distances, mining, models, objectives, retrieval_data, training, whitening, sys.modules[__name__])
     ).encode()
 ).hexdigest()
 """The code that makes a model, as it was imported: an edit while a model is trained must not name it."""

@@ -140,6 +140,15 @@ def too_wide(page: Page, viewport: dict[str, int]) -> list[str]:
     return [f"{width} pixels wide on a screen of {viewport['width']}"] if width > viewport["width"] else []
 
 
+def cut_off(page: Page) -> list[str]:
+    """Code and formulas that one has to scroll sideways to read."""
+    return page.eval_on_selector_all(
+        ".bd-article :is(.cell_input pre, div.math)",
+        "all => all.filter(e => e.offsetParent && e.scrollWidth > e.clientWidth + 1)"
+        ".map(e => e.innerText.slice(0, 60))",
+    )
+
+
 def low_contrasts(page: Page) -> list[tuple[float, str]]:
     """Of the colors that are there when all have faded over."""
     page.wait_for_function(END_TRANSITIONS)
@@ -150,6 +159,27 @@ def too_faint(page: Page, scheme: str) -> list[str]:
     page.emulate_media(color_scheme=scheme)
     page.wait_for_function(f"document.documentElement.dataset.theme == '{scheme}'")
     return [f"contrast {value:.1f} in the {scheme} scheme: {text}" for value, text in low_contrasts(page)]
+
+
+@pytest.mark.parametrize("path", CHAPTERS or ["no book"])
+def test_nothing_on_a_page_is_cut_off(tab: Visit, path: str):
+    page = tab.go((HTML / path).as_uri())
+    page.wait_for_function("!document.querySelector('.math:not(:has(mjx-container))')")
+    page.eval_on_selector_all("details", "all => all.forEach(folded => folded.open = true)")
+    assert not cut_off(page)
+
+
+@pytest.mark.parametrize("path", CHAPTERS or ["no book"])
+def test_what_is_numbered_carries_the_number_of_the_chapter(tab: Visit, path: str):
+    page = tab.go((HTML / path).as_uri())
+    chapter = int(Path(path).stem[:2])
+    numbers = page.eval_on_selector_all(".bd-article .caption-number", "all => all.map(e => e.innerText.trim())")
+    kinds: dict[str, list[str]] = {}
+    for kind, number in (text.rsplit(" ", 1) for text in numbers):
+        kinds.setdefault(kind, []).append(number)
+    assert {"Fig.", "Exercise"} < kinds.keys()
+    for found in kinds.values():
+        assert found == [f"{chapter}.{place}" for place in range(1, len(found) + 1)]
 
 
 @pytest.mark.parametrize("path", PAGES or ["no book"])

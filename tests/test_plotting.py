@@ -12,8 +12,9 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
+from PIL import Image
 
-from robret_lib import plotting
+from robret_lib import data, plotting
 
 ROOT = Path(__file__).parents[1]
 
@@ -278,3 +279,16 @@ def test_no_figure_touches_the_style_of_others():
         for draw in FIGURES:
             draw()
         assert dict(matplotlib.rcParams) == before
+
+
+def test_a_figure_of_photographs_is_a_small_jpeg_and_closed():
+    photographs = data.load("grocery").gallery.images[::64]
+    figure, _ = plotting.image_grid([photographs], ["groceries"])
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    picture = plotting.photograph(figure)
+    with Image.open(io.BytesIO(picture._repr_jpeg_())) as opened:
+        assert opened.format == "JPEG" and opened.size[0] > opened.size[1] > 90
+    assert len(picture.jpeg) < len(buffer.getvalue()) / 2.5
+    assert not plt.fignum_exists(figure.number)
+    assert repr(picture).startswith("<JPEG of ")

@@ -2,7 +2,8 @@
 
 Fashion-MNIST is Xiao, Rasul and Vollgraf, "Fashion-MNIST: a novel image dataset for benchmarking machine
 learning algorithms" (2017); searching its test images in themselves is how the published ranking attacks
-(RobRank) use it.
+(RobRank) use it. The grocery photographs are Klasson, Zhang and Kjellström, "A hierarchical grocery store image dataset
+with visual and semantic labels" (WACV 2019), a small part of them.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ from robret_lib.folders import data_root
 
 __all__ = [
     "FASHION_MNIST_SHA256",
+    "GROCERY",
     "DataError",
     "Protocol",
     "RetrievalData",
@@ -46,6 +48,12 @@ FASHION_MNIST_SHA256 = {
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
+PHOTOGRAPHS = Path(__file__).with_name("photographs")
+"""The folder of the packed sets that are part of the library."""
+
+GROCERY = PHOTOGRAPHS / "grocery.npz"
+"""40 classes of groceries, 16 photographs each, and their coarse classes; ``data_scripts/grocery.py`` made it."""
+
 _FASHION_MNIST_CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -59,8 +67,8 @@ def load(
     """A data set in the three roles of retrieval.
 
     Args:
-        name: ``"fashion-mnist"``; or a packed .npz (see `write_packed`): its path, or the bare name of one in
-            `data_root`.
+        name: ``"fashion-mnist"``; ``"grocery"``, the photographs that are part of the library (`GROCERY`); or a
+            packed .npz (see `write_packed`): its path, or the bare name of one in `data_root`.
         scale: ``"full"`` takes everything. ``"quick"`` keeps the whole of train and at most 2,000 queries and
             2,000 gallery images: of Fashion-MNIST the first 2,000 test images; of a packed file two images of
             every class in turn until the 2,000 are full, so that they still have matches (of multi-hot labels
@@ -153,12 +161,15 @@ def _idx_split(files: dict[str, bytes], part: str, size: int | None, progress: b
 
 def _find_packed(name: str | os.PathLike[str]) -> Path:
     given = Path(name).expanduser()
+    ours = PHOTOGRAPHS / f"{given}.npz"
+    if ours.is_file():
+        return ours
     path = given if given.suffix == ".npz" else data_root() / f"{given}.npz"
     if path.is_file():
         return path
     prepared = ", ".join(sorted(file.stem for file in data_root().glob("*.npz"))) or "none"
     raise DataError(
         f"no data set {str(name)!r}: looked for the file {path}. Known are 'fashion-mnist' "
-        "(get it with `make data DATASET=fashion-mnist`), the path of a packed .npz, and the packed files in "
-        f"{data_root()} (now: {prepared}); set ROBRET_DATA if they lie elsewhere"
+        "(get it with `make data DATASET=fashion-mnist`), 'grocery', the path of a packed .npz, and the packed files "
+        f"in {data_root()} (now: {prepared}); set ROBRET_DATA if they lie elsewhere"
     )

@@ -17,12 +17,14 @@ PILLOWS_LIMIT = 2**30 // 4 // 3
 LONGEST_SIDE = 65_500  # of a JPEG file, by libjpeg
 
 
-def jpeg_file(image: Tensor | Image.Image, quality: int) -> bytes:
+def jpeg_file(image: Tensor | Image.Image, quality: int, side: int | None = None) -> bytes:
     """The image as it looks, see `robret_lib.data.pictures.as_shown`, with color at full resolution.
 
     Args:
         image: uint8 ``[3, H, W]``, or a Pillow image of any mode.
         quality: 1 to 100.
+        side: what the shorter side is reduced to, in pixels (bicubic, the aspect kept); None keeps the size. What is
+            smaller is never enlarged.
 
     Raises:
         DataError: if it is neither, or has no pixels, or too many to be read again.
@@ -30,8 +32,16 @@ def jpeg_file(image: Tensor | Image.Image, quality: int) -> bytes:
     """
     buffer = io.BytesIO()
     # Without a comment of ours Pillow writes that of the file the image was opened from, and fails over a long one.
-    _picture(image).save(buffer, "JPEG", quality=quality, subsampling=0, comment=b"")
+    reduced(_picture(image), side).save(buffer, "JPEG", quality=quality, subsampling=0, comment=b"")
     return buffer.getvalue()
+
+
+def reduced(image: Image.Image, side: int | None) -> Image.Image:
+    """The image with a shorter side of at most ``side`` pixels; the image itself, where it is so small already."""
+    if side is None or min(image.size) <= side:
+        return image
+    width, height = (round(length * side / min(image.size)) for length in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _picture(image: Tensor | Image.Image) -> Image.Image:

@@ -78,7 +78,11 @@ class PackedFile:
 
     def smallest_side(self) -> int:
         """The smallest height or width of any image, in pixels (reads the JPEG headers only)."""
-        return min(min(self._open(position).size) for position in range(len(self)))
+        return self.smallest()[0]
+
+    def smallest(self) -> tuple[int, int]:
+        """The smallest height or width of any image, in pixels, and the position of the first image that has it."""
+        return min((min(self._open(position).size), position) for position in range(len(self)))
 
     def decode(self, positions: Sequence[int] | np.ndarray, size: int, progress: bool = False) -> Tensor:
         """The chosen images as they look, see `robret_lib.data.pictures.as_shown`; as squares, whatever their aspect.

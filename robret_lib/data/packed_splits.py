@@ -8,8 +8,8 @@ Three rules, the first that applies:
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -21,8 +21,9 @@ from robret_lib.data.retrieval_data import Protocol, RetrievalData, Split
 _SIDE = re.compile(r"_(train|test)(?=[_.])")
 
 
-class _Part(NamedTuple):
-    """Some images of a file."""
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some images of a packed file, by their positions."""
 
     file: PackedFile
     positions: np.ndarray
@@ -32,12 +33,13 @@ class _Part(NamedTuple):
         return self.file.labels[self.positions]
 
 
-class _Plan(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Plan:
     """Which images fill which role, before any is decoded."""
 
-    train: _Part
-    query: _Part
-    gallery: _Part
+    train: Part
+    query: Part
+    gallery: Part
     protocol: Protocol
 
 
@@ -54,7 +56,7 @@ def load_packed(path: Path, limit: int | None = None, size: int | None = None, p
     Raises:
         DataError: if a file is damaged, contradicts itself, or leaves a role without images.
     """
-    plan = _plan(path)
+    plan = plan_of(path)
     if size is None:
         size = min(file.smallest_side() for file in {plan.train.file, plan.gallery.file})
     train = _decode(plan.train, size, progress)
@@ -93,7 +95,12 @@ def first_in_turn(labels: Tensor, limit: int) -> np.ndarray:
     return np.sort(order[turns[:limit]])
 
 
-def _plan(path: Path) -> _Plan:
+def plan_of(path: Path) -> Plan:
+    """Who fills the roles, for a packed file or the pair of files it belongs to.
+
+    Raises:
+        DataError: if a file is damaged or contradicts itself, or has one class only and no split.
+    """
     file = read_packed(path)
     if file.split is not None:
         return _plan_by_member(file, file.split)
@@ -103,11 +110,11 @@ def _plan(path: Path) -> _Plan:
     return _plan_by_classes(file)
 
 
-def _plan_by_member(file: PackedFile, split: np.ndarray) -> _Plan:
-    train = _Part(file, np.flatnonzero(split == "train"))
+def _plan_by_member(file: PackedFile, split: np.ndarray) -> Plan:
+    train = Part(file, np.flatnonzero(split == "train"))
     if "test" in split:
-        test = _Part(file, np.flatnonzero(split == "test"))
-        return _Plan(train, test, test, _test_against_itself(train, test, "the split stored in the file"))
+        test = Part(file, np.flatnonzero(split == "test"))
+        return Plan(train, test, test, _test_against_itself(train, test, "the split stored in the file"))
     protocol = Protocol(
         name="queries against the rest",
         description="Queries search all other images, also those of train (the split stored in the file).",
@@ -115,30 +122,30 @@ def _plan_by_member(file: PackedFile, split: np.ndarray) -> _Plan:
         class_disjoint=False,
     )
     query, rest = np.flatnonzero(split == "query"), np.flatnonzero(split != "query")
-    return _Plan(train, _Part(file, query), _Part(file, rest), protocol)
+    return Plan(train, Part(file, query), Part(file, rest), protocol)
 
 
-def _plan_by_pair(train_file: PackedFile, test_file: PackedFile) -> _Plan:
+def _plan_by_pair(train_file: PackedFile, test_file: PackedFile) -> Plan:
     if train_file.class_names != test_file.class_names:
         raise DataError(
             f"{train_file.path} and {test_file.path} have different class names; prepare both from one source"
         )
-    train, test = (_Part(file, np.arange(len(file))) for file in (train_file, test_file))
-    return _Plan(train, test, test, _test_against_itself(train, test, "one file each for train and test"))
+    train, test = (Part(file, np.arange(len(file))) for file in (train_file, test_file))
+    return Plan(train, test, test, _test_against_itself(train, test, "one file each for train and test"))
 
 
-def _plan_by_classes(file: PackedFile) -> _Plan:
+def _plan_by_classes(file: PackedFile) -> Plan:
     present = np.unique(file.labels.numpy())
     if file.labels.ndim == 2 or len(present) < 2:
         raise DataError(
             f"{file.path} cannot be halved by class (multi-hot labels or one class); give it a 'split' member"
         )
     in_train = np.isin(file.labels.numpy(), present[: len(present) // 2])
-    train, test = _Part(file, np.flatnonzero(in_train)), _Part(file, np.flatnonzero(~in_train))
-    return _Plan(train, test, test, _test_against_itself(train, test, "the first half of the classes trains"))
+    train, test = Part(file, np.flatnonzero(in_train)), Part(file, np.flatnonzero(~in_train))
+    return Plan(train, test, test, _test_against_itself(train, test, "the first half of the classes trains"))
 
 
-def _test_against_itself(train: _Part, test: _Part, source: str) -> Protocol:
+def _test_against_itself(train: Part, test: Part, source: str) -> Protocol:
     disjoint = train.labels.ndim == 1 and not np.intersect1d(train.labels, test.labels).size
     classes = "classes never trained on" if disjoint else "classes that were trained on"
     return Protocol(
@@ -149,9 +156,9 @@ def _test_against_itself(train: _Part, test: _Part, source: str) -> Protocol:
     )
 
 
-def _limited(part: _Part, limit: int | None) -> _Part:
-    return part if limit is None else _Part(part.file, part.positions[first_in_turn(part.labels, limit)])
+def _limited(part: Part, limit: int | None) -> Part:
+    return part if limit is None else Part(part.file, part.positions[first_in_turn(part.labels, limit)])
 
 
-def _decode(part: _Part, size: int, progress: bool) -> Split:
+def _decode(part: Part, size: int, progress: bool) -> Split:
     return Split(part.file.decode(part.positions, size, progress), part.labels)

@@ -1,7 +1,7 @@
 """Writes the storage format of `robret_lib.data.packed`."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,17 +41,37 @@ def write_packed(
         DataError: if these do not fit together; if an image is damaged, too large or of no such kind, with its
             position and, if known, its name.
     """
+    names = None if names is None else tuple(names)
+    write_jpeg_files(path, _jpeg_files(images, quality, names or (), path), labels, class_names, names, split)
+
+
+def write_jpeg_files(
+    path: str | os.PathLike[str],
+    files: Iterable[bytes],
+    labels: Tensor | Sequence[int],
+    class_names: Sequence[str],
+    names: Sequence[str] | None = None,
+    split: Sequence[str] | None = None,
+) -> None:
+    """Writes a packed file of JPEG files, which stay as they are; else as `write_packed`.
+
+    Args:
+        files: each what `robret_lib.data.jpeg.jpeg_file` gives. Of a generator no second copy is held.
+    """
     path = Path(path)
     if path.suffix != ".npz":
         raise DataError(f"{path} must end in .npz to be found again")
     texts = {"class_names": class_names, "name": names, "split": split}
     texts = {member: tuple(values) for member, values in texts.items() if values is not None}
     stored_texts = {member: encoded(values, member, path) for member, values in texts.items()}
-    files = _jpeg_files(images, quality, texts.get("name", ()), path)
+    joined, ends = bytearray(), [0]
+    for file in files:
+        joined += file
+        ends.append(len(joined))
     packed = PackedFile(
         path=path,
-        data=np.frombuffer(b"".join(files), dtype=np.uint8),
-        offsets=np.cumsum([0, *map(len, files)], dtype=np.int64),
+        data=np.frombuffer(joined, dtype=np.uint8),
+        offsets=np.array(ends, dtype=np.int64),
         labels=labels_from(labels if isinstance(labels, Tensor) else np.asarray(labels), path),
         class_names=texts["class_names"],
         names=texts.get("name"),
@@ -71,14 +91,15 @@ def _numbers(packed: PackedFile) -> dict[str, np.ndarray]:
     }
 
 
-def _jpeg_files(images: Iterable[Tensor | Image.Image], quality: int, names: Sequence[str], path: Path) -> list[bytes]:
-    files, image = [], None
+def _jpeg_files(
+    images: Iterable[Tensor | Image.Image], quality: int, names: Sequence[str], path: str | os.PathLike[str]
+) -> Iterator[bytes]:
+    position, image = 0, None
     try:
         for image in images:
-            files.append(jpeg_file(image, quality))
-            image = None  # where the next one cannot be given, its file name is not this one's
+            yield jpeg_file(image, quality)
+            position, image = position + 1, None  # where the next one cannot be given, its file name is not this one's
     except Exception as error:  # of a damaged picture, and of a generator that opens it, in a dozen types
-        name = names[len(files)] if len(files) < len(names) else os.fsdecode(getattr(image, "filename", ""))
+        name = names[position] if position < len(names) else os.fsdecode(getattr(image, "filename", ""))
         what = f"{error}" if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
-        raise DataError(f"{where(path, len(files), name)} cannot be stored: {what}") from error
-    return files
+        raise DataError(f"{where(Path(path), position, name)} cannot be stored: {what}") from error
