@@ -5,8 +5,9 @@ tells as well. Images are ``[C,H,W]`` tensors or arrays with one or three channe
 """
 
 import io
+import itertools
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -211,6 +212,54 @@ def rank_against_eps(
     return figure, ax
 
 
+def published_beside_ours(
+    x: Sequence[float] | Sequence[str],
+    published: Mapping[str, Sequence[float]],
+    ours: Mapping[str, Sequence[float]],
+    errors: Mapping[str, Sequence[float]],
+    xlabel: str = "",
+    ylabel: str = "",
+) -> tuple[Figure, np.ndarray]:
+    """Published values, hollow, beside ours, filled, with bars of two standard errors: one panel for each name.
+
+    Each panel has a vertical axis of its own, since a difference of one point is to be seen at 2 % as well as at 98 %.
+
+    Args:
+        x: where the values stand, numbers or names of rows.
+        published: for each panel's name a value for each x; NaN where none was published.
+        ours: for the same names our values; NaN where nothing has been run.
+        errors: for the same names the standard errors of ours; NaN where unknown.
+        xlabel, ylabel: of all panels.
+
+    Returns:
+        The figure and its axes, ``[panels]``.
+
+    Raises:
+        ValueError: where the names differ, or the values of one name are not as many as x.
+    """
+    for name in published.keys() | ours.keys() | errors.keys():
+        numbers = [len(values.get(name, ())) for values in (published, ours, errors)]
+        if set(numbers) != {len(x)}:
+            raise ValueError(f"{name}: published, ours, errors hold {numbers} values; there are {len(x)} places x.")
+    columns = min(2, len(published))
+    rows = -(-len(published) // columns)
+    size = (3.2 * columns, 1.9 * rows + 0.4)
+    figure, grid = plt.subplots(rows, columns, figsize=size, sharex=True, squeeze=False)
+    axes = grid.flatten()
+    for ax in axes[len(published) :]:
+        ax.axis("off")
+    for ax, color, name in zip(axes, _colors(), published, strict=False):
+        bars = 2 * np.nan_to_num(_array(errors[name]))
+        look = {"color": color, "linestyle": "none", "marker": "o"}
+        ax.errorbar(x, _array(ours[name]), bars, **look, markersize=4, capsize=2, linewidth=1.2, label="ours")
+        ax.plot(x, _array(published[name]), **look, mfc="none", markersize=8, label="published")
+        ax.text(0.5, 1.02, name, transform=ax.transAxes, ha="center", va="bottom")
+    axes[0].legend(handlelength=1)
+    figure.supxlabel(xlabel, fontsize="medium")
+    figure.supylabel(ylabel, fontsize="medium")
+    return figure, axes[: len(published)]
+
+
 def _image_axes(widths: Sequence[float], rows: int, height: float) -> tuple[Figure, np.ndarray]:
     """Axes without ticks; ``widths`` and ``height`` in inches."""
     return plt.subplots(
@@ -229,6 +278,11 @@ def _show(ax: Axes, pixels: np.ndarray, label: str = "") -> None:
     ax.grid(False)
     ax.spines[:].set_visible(False)
     ax.set_xlabel("\n".join(textwrap.fill(line, 15) for line in label.splitlines()), fontsize=8)
+
+
+def _colors() -> Iterator[str]:
+    """The style's colors, over and over."""
+    return itertools.cycle(plt.rcParams["axes.prop_cycle"].by_key()["color"])
 
 
 def _write(ax: Axes, text: str, fontsize: float) -> None:

@@ -4,6 +4,7 @@ import json
 import statistics
 
 import pytest
+import torch
 
 from robret_lib import runs
 
@@ -40,7 +41,8 @@ def run_once(workflow, values, seed=0, steps=5, scale="full", **finish):
         "device": "cpu",
         "out_dir": str(workflow / "results"),
     }
-    metrics = {name: runs.measured(value, n=10_000) for name, value in values.items()}
+    pairs = {name: value if isinstance(value, tuple) else (value, None) for name, value in values.items()}
+    metrics = {name: runs.measured(value, n=10_000, spread=error) for name, (value, error) in pairs.items()}
     run = runs.start(CHAPTER, given, **rules)
     return run.finish(**({"metrics": metrics, "protocol": "toy", "mode": "fixed"} | finish))
 
@@ -53,37 +55,40 @@ def cells(workflow):
 
 def test_without_any_run_every_metric_says_so(workflow):
     assert cells(workflow) == [
-        ["R@1 (N), %", "87.6", "not run", "", "2", "", "", "", ""],
-        ["CA+¦w=1", "49.2", "not run", "", "0.5", "", "", "", ""],
-        ["ES:D", "not published", "not run", "", "1", "", "", "", ""],
-        ["NMI", "not published", "not run", "", "", "", "", "", ""],
+        ["R@1 (N), %", "87.6", "not run", "", "", "2", "", "", "", ""],
+        ["CA+¦w=1", "49.2", "not run", "", "", "0.5", "", "", "", ""],
+        ["ES:D", "not published", "not run", "", "", "1", "", "", "", ""],
+        ["NMI", "not published", "not run", "", "", "", "", "", "", ""],
     ]
 
 
 def test_the_head_has_as_many_columns_as_the_rows(workflow):
     head, rule, *rows = runs.comparison_table("table", CHAPTER, workflow).replace("\\|", "").splitlines()
-    assert head.startswith("| metric | published | ours | difference | tolerance | within | seeds | n | mode |")
-    assert {line.count("|") for line in (head, rule, *rows)} == {10}
+    columns = "metric | published | ours ± s.e. | difference | in s.e. | tolerance | within | seeds | n | mode"
+    assert head == f"| {columns} |"
+    assert {line.count("|") for line in (head, rule, *rows)} == {11}
 
 
 def test_one_run_stands_beside_the_published_number(workflow):
-    run_once(workflow, {"R@1 (N)": 85.6, "CA+|w=1": 50.0, "ES:D": 1.2})
+    run_once(workflow, {"R@1 (N)": (85.6, 0.4), "CA+|w=1": 50.0, "ES:D": (1.2, 0.03)})
     assert cells(workflow)[:3] == [
-        ["R@1 (N), %", "87.6", "85.60", "-2.00", "2", "yes", "0", "10,000", "fixed"],
-        ["CA+¦w=1", "49.2", "50.00", "+0.80", "0.5", "no", "0", "10,000", "fixed"],
-        ["ES:D", "not published", "1.20", "", "1", "", "0", "10,000", "fixed"],
+        ["R@1 (N), %", "87.6", "85.60 ± 0.40", "−2.00", "5.0", "2", "yes", "1 (seed 0)", "10,000", "fixed"],
+        ["CA+¦w=1", "49.2", "50.00", "+0.80", "", "0.5", "no", "1 (seed 0)", "10,000", "fixed"],
+        ["ES:D", "not published", "1.20 ± 0.03", "", "", "1", "", "1 (seed 0)", "10,000", "fixed"],
     ]
 
 
-def test_seeds_are_averaged_with_their_standard_deviation(workflow):
+def test_seeds_are_averaged_with_the_standard_error_over_them(workflow):
     values = [87.0, 88.0, 89.5]
     for seed in (2, 0, 1):
-        run_once(workflow, {"R@1 (N)": values[seed]}, seed=seed)
+        run_once(workflow, {"R@1 (N)": (values[seed], 9.9)}, seed=seed)
     row = runs.comparison("table", CHAPTER, workflow)[0]
     assert row.ours == pytest.approx(sum(values) / 3)
-    assert row.deviation == pytest.approx(statistics.stdev(values))
+    assert row.error == pytest.approx(statistics.stdev(values) / 3**0.5)
+    assert row.errors_apart == pytest.approx(abs(row.difference) / row.error)
     assert row.seeds == (0, 1, 2)
-    assert cells(workflow)[0][2:4] == ["88.17 ± 1.26", "+0.57"]
+    assert cells(workflow)[0][2:5] == ["88.17 ± 0.73", "+0.57", "0.8"]
+    assert cells(workflow)[0][7] == "3 (seeds 0, 1, 2)"
 
 
 def test_each_mode_has_a_row_of_its_own(workflow):
@@ -135,3 +140,56 @@ def test_published_values_that_are_absent_or_incomplete_are_named(workflow):
     (workflow / "expected" / "table.json").write_text(json.dumps(table))
     with pytest.raises(runs.ResultError, match="table.json has the row .*needs a metric and a value"):
         runs.expected("table", workflow / "expected")
+
+
+NONE_AWAY = "No row within it is more than 3 standard errors away."
+
+
+@pytest.mark.parametrize(
+    ("measured", "words"),
+    [
+        ({}, "None of these rows has been run."),
+        ({"ES:D": 1.0}, "None of these rows has been run."),
+        ({"R@1 (N)": (87.5, 0.2)}, "The one row lies within the tolerance."),
+        ({"R@1 (N)": 80.0}, f"The one row lies outside the tolerance. Outside is R@1 (N) (−7.60). {NONE_AWAY}"),
+        ({"R@1 (N)": (87.5, 0.2), "CA+|w=1": (49.2, 0.1)}, "All of the 2 rows lie within the tolerance."),
+        (
+            {"R@1 (N)": (86.6, 0.2), "CA+|w=1": (49.2, 0.1)},
+            "All of the 2 rows lie within the tolerance. "
+            "Within it and yet more than 3 standard errors away is R@1 (N) (−1.00, 5.0 s.e.).",
+        ),
+        (
+            {"R@1 (N)": (87.5, 0.2), "CA+|w=1": (50.2, 0.5)},
+            f"Of 2 rows, 1 lies within the tolerance. Outside is CA+|w=1 (+1.00, 2.0 s.e.). {NONE_AWAY}",
+        ),
+        (
+            {"R@1 (N)": (80.0, 2.0), "CA+|w=1": (50.2, 0.1)},
+            "None of the 2 rows lies within the tolerance. Outside are CA+|w=1 (+1.00, 10.0 s.e.) "
+            f"and R@1 (N) (−7.60, 3.8 s.e.). {NONE_AWAY}",
+        ),
+    ],
+)
+def test_the_table_in_words(workflow, measured, words):
+    if measured:
+        run_once(workflow, measured)
+    assert runs.comparison_words("table", CHAPTER, workflow) == words
+
+
+def test_of_many_rows_only_the_farthest_is_told(workflow):
+    rows = [{"metric": f"R@{k}", "value": 50.0, "tolerance": 9.0} for k in range(1, 9)]
+    table = {"schema": 1, "title": "", "source": "", "rows": rows}
+    (workflow / "expected" / "table.json").write_text(json.dumps(table))
+    run_once(workflow, {f"R@{k}": (50.0 + k, 0.25) for k in range(1, 9)})
+    assert runs.comparison_words("table", CHAPTER, workflow) == (
+        "All of the 8 rows lie within the tolerance. Within it and yet more than 3 standard errors away are "
+        "8 rows, the farthest of them R@8 (+8.00, 32.0 s.e.)."
+    )
+
+
+def test_a_mean_is_told_with_its_standard_error():
+    assert runs.with_error([1.0, 2.0, 3.0], digits=2) == "2.00 ± 0.58"
+    assert runs.with_error(torch.tensor([-1.0, -2.0, -3.0]), signed=True) == "−2.0 ± 0.6"
+    assert runs.with_error([1.0, 2.0, 3.0], digits=0, signed=True) == "+2 ± 1"
+    assert runs.with_error(torch.tensor([2.5])) == "2.5"
+    with pytest.raises(ValueError, match="no values"):
+        runs.with_error([])

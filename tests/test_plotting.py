@@ -75,7 +75,14 @@ def rank_against_eps():
     return plotting.rank_against_eps(eps, ranks, {"candidate attack +": [49.2, float("nan"), 20.2]})
 
 
-FIGURES = [strip, grid, hardness, embedding_map, training_curve, rank_against_eps]
+def published_beside_ours():
+    published = {"CA+": [49.2, 5.1, 0.9], "CA−": [1.4, 71.9, 96.5], "SPQA+": [50.0, float("nan"), 39.7]}
+    ours = {"CA+": [49.2, 6.1, 1.0], "CA−": [1.3, 74.2, 97.0], "SPQA+": [49.4, 41.6, float("nan")]}
+    errors = {"CA+": [1.5, 0.5, 0.1], "CA−": [0.1, 1.4, float("nan")], "SPQA+": [1.4, 1.3, float("nan")]}
+    return plotting.published_beside_ours([0, 28, 77], published, ours, errors, "budget", "percentile rank (%)")
+
+
+FIGURES = [strip, grid, hardness, embedding_map, training_curve, rank_against_eps, published_beside_ours]
 
 
 def png(figure):
@@ -235,6 +242,34 @@ def test_published_ranks_are_hollow_markers_of_the_color_of_ours():
     assert published.get_color() == ours.get_color() != other.get_color()
     assert (published.get_linestyle(), published.get_markerfacecolor()) == ("None", "none")
     assert [text.get_text() for text in ax.get_legend().get_texts()][-1] == key.get_label() == "published"
+
+
+def test_published_values_are_hollow_and_ours_filled_with_bars_of_two_standard_errors():
+    _, axes = published_beside_ours()
+    assert [ax.texts[0].get_text() for ax in axes] == ["CA+", "CA−", "SPQA+"]
+    ours, published = axes[0].lines[0], axes[0].lines[-1]
+    np.testing.assert_allclose(ours.get_xydata(), [[0, 49.2], [28, 6.1], [77, 1.0]])
+    np.testing.assert_allclose(published.get_xydata(), [[0, 49.2], [28, 5.1], [77, 0.9]])
+    assert published.get_color() == ours.get_color() == ours.get_markerfacecolor() != axes[1].lines[0].get_color()
+    assert published.get_markerfacecolor() == "none"
+    (bars,) = axes[0].containers[0].lines[2]
+    np.testing.assert_allclose([np.ptp(bar[:, 1]) for bar in bars.get_segments()], [6.0, 2.0, 0.4])
+    assert [text.get_text() for text in axes[0].get_legend().get_texts()] == ["published", "ours"]
+
+
+def test_published_values_may_stand_at_names():
+    rows = ["CA+", "CA−"]
+    figure, axes = plotting.published_beside_ours(rows, {"N": [1, 97]}, {"N": [2, 96]}, {"N": [0.1, 0.4]})
+    figure.canvas.draw()
+    assert axes.shape == (1,)
+    assert [label.get_text() for label in axes[0].get_xticklabels()] == rows
+
+
+def test_values_that_do_not_fit_together_are_named():
+    with pytest.raises(ValueError, match=r"N: .* hold \[2, 1, 2\] values; there are 2 places"):
+        plotting.published_beside_ours([0, 1], {"N": [1, 2]}, {"N": [1]}, {"N": [1, 2]})
+    with pytest.raises(ValueError, match=r"E: .* hold \[0, 2, 0\] values"):
+        plotting.published_beside_ours([0, 1], {"N": [1, 2]}, {"N": [1, 2], "E": [1, 2]}, {"N": [1, 2]})
 
 
 def test_no_figure_touches_the_style_of_others():

@@ -20,7 +20,7 @@ import torch
 
 from robret_lib.files import append
 from robret_lib.runs import provenance, records
-from robret_lib.runs.comparison import comparison, comparison_table, expected, results
+from robret_lib.runs.comparison import comparison, comparison_table, comparison_words, expected, results, with_error
 from robret_lib.runs.parameters import (
     ParameterError,
     Rule,
@@ -47,6 +47,7 @@ __all__ = [
     "choice",
     "comparison",
     "comparison_table",
+    "comparison_words",
     "expected",
     "folder",
     "fraction",
@@ -55,6 +56,7 @@ __all__ = [
     "optional",
     "results",
     "start",
+    "with_error",
 ]
 
 

@@ -1,15 +1,22 @@
-"""The paper's number beside ours: published values, result files of full-scale runs, the table of both."""
+"""The paper's number beside ours: published values, result files of full-scale runs, the table of both, in words."""
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 from robret_lib.runs import records
 
 WORKFLOW = Path(__file__).parents[2] / "workflow"
-COLUMNS = ("metric", "published", "ours", "difference", "tolerance", "within", "seeds", "n", "mode")
+COLUMNS = ("metric", "published", "ours ± s.e.", "difference", "in s.e.", "tolerance", "within", "seeds", "n", "mode")
+
+FAR = 3.0
+"""From how many standard errors on a difference is told, though it lies within the tolerance."""
+
+TOLD = 5
+"""How many rows of a kind are told one by one; of more, only the farthest is."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,8 @@ class Comparison:
         published: the value, or ``None`` where none was published.
         tolerance: the largest difference that counts as reproduced, or ``None`` where none was set.
         ours: the mean over seeds, or ``None`` where it has not been run.
-        deviation: the standard deviation over seeds (divisor: seeds - 1), or ``None`` for fewer than two.
+        error: its standard error: over seeds where there are several (standard deviation with divisor seeds - 1,
+            over the root of their number), else over the ``n`` items of the one run; ``None`` where neither is known.
         seeds: the seeds it was run with.
         n: what each seed's value is an average over.
         mode: "fixed" or "reference", or ``None`` where it has not been run.
@@ -33,7 +41,7 @@ class Comparison:
     published: float | None
     tolerance: float | None
     ours: float | None = None
-    deviation: float | None = None
+    error: float | None = None
     seeds: tuple[int, ...] = ()
     n: tuple[int, ...] = ()
     mode: str | None = None
@@ -42,6 +50,11 @@ class Comparison:
     def difference(self) -> float | None:
         """Ours less the published value."""
         return None if self.ours is None or self.published is None else self.ours - self.published
+
+    @property
+    def errors_apart(self) -> float | None:
+        """The size of the difference in standard errors of ours; the published value has an error too, unknown."""
+        return None if self.difference is None or not self.error else abs(self.difference) / self.error
 
     @property
     def within(self) -> bool | None:
@@ -114,9 +127,77 @@ def comparison(name: str, chapter: str, workflow: Path | None = None) -> list[Co
 
 def comparison_table(name: str, chapter: str, workflow: Path | None = None) -> str:
     """The rows of `comparison` as a Markdown table; same arguments and errors."""
-    lines = [_line(COLUMNS), "| --- |" + " ---: |" * 4 + " --- |" * 4]
+    lines = [_line(COLUMNS), "| --- |" + " ---: |" * 5 + " --- |" * 4]
     lines.extend(_line(_cells(row)) for row in comparison(name, chapter, workflow))
     return "\n".join(lines)
+
+
+def comparison_words(name: str, chapter: str, workflow: Path | None = None) -> str:
+    """What the table of `comparison_table` says, in a few sentences made from its rows; same arguments and errors.
+
+    How many rows lie within their tolerance; which lie outside; which lie within it, and yet more than `FAR` standard
+    errors away, so that chance does not explain them.
+    """
+    rows = [row for row in comparison(name, chapter, workflow) if row.within is not None]
+    if not rows:
+        return "None of these rows has been run."
+    outside = [row for row in rows if not row.within]
+    far = [row for row in rows if row.within and (row.errors_apart or 0) > FAR]
+    sentences = [_how_many(len(rows), len(outside))]
+    if outside:
+        sentences.append(f"Outside {_are(outside)} {_told(outside)}.")
+    if far:
+        sentences.append(f"Within it and yet more than {FAR:g} standard errors away {_are(far)} {_told(far)}.")
+    if outside and not far:
+        sentences.append(f"No row within it is more than {FAR:g} standard errors away.")
+    return " ".join(sentences)
+
+
+def with_error(values: Iterable[SupportsFloat], digits: int = 1, signed: bool = False) -> str:
+    """Mean and standard error in words, such as "86.8 ± 1.5"; of a single value, which has no error, "86.8".
+
+    Args:
+        values: one number for each image or query. For two methods on the same images give the differences, image by
+            image: that makes the comparison paired.
+        digits: behind the point.
+        signed: write a plus as well, as for differences.
+
+    Raises:
+        ValueError: where there is no value.
+    """
+    numbers = [float(value) for value in values]
+    if not numbers:
+        raise ValueError("with_error got no values; the mean of nothing is not defined.")
+    mean = f"{statistics.fmean(numbers):{'+' if signed else ''}.{digits}f}".replace("-", "−")
+    if len(numbers) == 1:
+        return mean
+    return f"{mean} ± {statistics.stdev(numbers) / math.sqrt(len(numbers)):.{digits}f}"
+
+
+def _how_many(rows: int, outside: int) -> str:
+    if rows == 1:
+        return f"The one row lies {'outside' if outside else 'within'} the tolerance."
+    if outside in (0, rows):
+        return f"{'None' if outside else 'All'} of the {rows} rows lie{'s' * bool(outside)} within the tolerance."
+    return f"Of {rows} rows, {rows - outside} lie{'s' * (rows - outside == 1)} within the tolerance."
+
+
+def _are(rows: Sequence[Comparison]) -> str:
+    return "is" if len(rows) == 1 else "are"
+
+
+def _told(rows: Sequence[Comparison]) -> str:
+    """The rows one by one, or how many there are and the farthest; those farthest from the published value first."""
+    ordered = sorted(rows, key=lambda row: -(row.errors_apart or abs(row.difference or 0)))
+    if len(rows) > TOLD:
+        return f"{len(rows)} rows, the farthest of them {_row_in_words(ordered[0])}"
+    words = [_row_in_words(row) for row in ordered]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _row_in_words(row: Comparison) -> str:
+    apart = "" if row.errors_apart is None else f", {row.errors_apart:.1f} s.e."
+    return f"{row.metric} ({_signed(row.difference or 0)}{apart})"
 
 
 def _summary(head: tuple[str, str, float | None, float | None], runs: Sequence[dict[str, Any]]) -> Comparison:
@@ -131,10 +212,11 @@ def _summary(head: tuple[str, str, float | None, float | None], runs: Sequence[d
                 "setting in workflow/results, or give each setting a metric name of its own."
             )
     values = [run["metrics"][metric]["value"] for run in runs]
+    over_seeds = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
     return Comparison(
         *head,
         ours=statistics.fmean(values),
-        deviation=statistics.stdev(values) if len(values) > 1 else None,
+        error=runs[0]["metrics"][metric].get("spread") if over_seeds is None else over_seeds,
         seeds=tuple(sorted(run["seed"] for run in runs)),
         n=tuple(sorted({run["metrics"][metric]["n"] for run in runs})),
         mode=runs[0]["mode"],
@@ -146,14 +228,26 @@ def _cells(row: Comparison) -> Sequence[str]:
     return (
         f"{row.metric}, {row.unit}" if row.unit else row.metric,
         "not published" if row.published is None else f"{row.published:g}",
-        ours if row.deviation is None else f"{ours} ± {row.deviation:.2f}",
-        "" if row.difference is None else f"{row.difference:+.2f}",
+        ours if row.error is None else f"{ours} ± {row.error:.2f}",
+        "" if row.difference is None else _signed(row.difference),
+        "" if row.errors_apart is None else f"{row.errors_apart:.1f}",
         "" if row.tolerance is None else f"{row.tolerance:g}",
         "" if row.within is None else ("yes" if row.within else "no"),
-        ", ".join(map(str, row.seeds)),
+        _seeds(row.seeds),
         " to ".join(f"{n:,}" for n in row.n),
         row.mode or "",
     )
+
+
+def _signed(difference: float) -> str:
+    return f"{difference:+.2f}".replace("-", "−")
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    """How many there are, and which: a bare 0 would read as none."""
+    if not seeds:
+        return ""
+    return f"{len(seeds)} (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})"
 
 
 def _line(cells: Iterable[str]) -> str:
