@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from robret_lib import attacks, distances, files, metrics, mining, models, objectives, recipes, training
+from robret_lib import attacks, distances, files, metrics, mining, models, objectives, recipes, training, whitening
 from robret_lib import data as data_package
 from robret_lib.data import Protocol, RetrievalData, Split, retrieval_data
 from robret_lib.metrics import recall_at_k
@@ -490,3 +490,53 @@ def test_a_model_trained_on_a_gpu_comes_back_on_the_device_asked_for():
     read = trained(RECIPE, some_data(), CPU)
     assert read.device == made.device and not next(read.model.parameters()).is_cuda
     assert_same_weights(weights_of(read), {name: weight.cpu() for name, weight in weights_of(made).items()})
+
+
+def some_photographs():
+    """Sixteen small color images of four classes to train on, and the same to search."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (16, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    part = Split(images, torch.arange(16) % 4)
+    protocol = Protocol("toy", "Sixteen images search each other.", self_excluded=True, class_disjoint=False)
+    return RetrievalData("toy", part, part, part, tuple("abcd"), protocol)
+
+
+def test_a_whitened_head_is_fitted_to_the_features_of_the_trunk_which_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROBRET_DATA", str(tmp_path))
+    data, recipe = some_photographs(), recipes.photographs(embedding_dim=6, shrinkage=0.5)
+    model = trained(recipe, data, CPU).model
+    plain = models.build("efficientnet_lite0", 6, pretrained=True).eval()
+    for name, weight in plain.backbone.named_parameters():
+        if not name.startswith("classifier"):
+            assert torch.equal(weight, model.backbone.get_parameter(name))
+    plain.backbone.classifier = torch.nn.Identity()
+    with torch.no_grad():
+        features = plain.backbone(plain.normalization(data_package.as_float(data.train.images)))
+    weight, bias = whitening.learned_whitening(features, data.train.labels, 6, 0.5)
+    torch.testing.assert_close(model.backbone.classifier.weight, weight.float(), rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(model.backbone.classifier.bias, bias.float(), rtol=1e-2, atol=1e-3)
+    assert not model.training and model.distance == "N"
+
+
+def test_a_whitened_model_is_kept_and_named_by_all_that_decides_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROBRET_DATA", str(tmp_path))
+    data, recipe = some_photographs(), recipes.photographs(embedding_dim=6)
+    first = trained(recipe, data, CPU)
+    monkeypatch.setattr(whitening, "learned_whitening", None)  # it is not fitted again
+    again = trained(recipe, data, CPU)
+    assert torch.equal(embed(first.model, data.query.images), embed(again.model, data.query.images))
+    assert first.seconds == again.seconds and again.history == []
+    changes = ({"shrinkage": 2.0}, {"embedding_dim": 7}, {"backbone": "resnet18"}, {"distance": "C"})
+    keys = [recipes._key(replace(recipe, **change), data) for change in ({}, *changes)]
+    assert len(set(keys)) == 5
+
+
+@pytest.mark.gpu
+def test_a_whitened_head_on_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROBRET_DATA", str(tmp_path))
+    data, recipe = some_photographs(), recipes.photographs(embedding_dim=6)
+    on_gpu = embed(trained(recipe, data, torch.device("cuda")).model, data.query.images)
+    assert on_gpu.is_cuda
+    monkeypatch.setenv("ROBRET_DATA", str(tmp_path / "other"))
+    on_cpu = embed(trained(recipe, data, CPU).model, data.query.images)
+    torch.testing.assert_close(torch.cdist(on_gpu.cpu(), on_gpu.cpu()), torch.cdist(on_cpu, on_cpu), rtol=0, atol=1e-2)
