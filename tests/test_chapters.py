@@ -271,6 +271,12 @@ def test_names_of_figures_differ():
     assert sorted(names) == sorted(set(names))
 
 
+def test_a_cell_with_a_figure_shows_nothing_else(chapter):
+    """Its caption and its name would be given to each of them."""
+    drawn = {cell.id: len(cell.outputs) for cell in code_cells(chapter) if figure(cell)["name"]}
+    assert not {name: outputs for name, outputs in drawn.items() if outputs != 1}
+
+
 def test_pictures_in_the_text_are_described(chapter):
     for cell in chapter.cells:
         assert "![](" not in cell.source, cell.id
