@@ -141,9 +141,9 @@ def too_wide(page: Page, viewport: dict[str, int]) -> list[str]:
 
 
 def cut_off(page: Page) -> list[str]:
-    """Code and formulas that one has to scroll sideways to read."""
+    """Code, formulas and tables that one has to scroll sideways to read."""
     return page.eval_on_selector_all(
-        ".bd-article :is(.cell_input pre, div.math)",
+        ".bd-article :is(.cell_input pre, div.math, table)",
         "all => all.filter(e => e.offsetParent && e.scrollWidth > e.clientWidth + 1)"
         ".map(e => e.innerText.slice(0, 60))",
     )

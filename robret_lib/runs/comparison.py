@@ -10,7 +10,7 @@ from typing import Any, SupportsFloat
 from robret_lib.runs import records
 
 WORKFLOW = Path(__file__).parents[2] / "workflow"
-COLUMNS = ("metric", "published", "ours ± s.e.", "difference", "in s.e.", "tolerance", "within", "seeds", "n", "mode")
+COLUMNS = ("metric", "published", "ours ± s.e.", "difference", "in s.e.", "within tolerance", "run with", "n", "mode")
 
 FAR = 3.0
 """From how many standard errors on a difference is told, though it lies within the tolerance."""
@@ -127,7 +127,7 @@ def comparison(name: str, chapter: str, workflow: Path | None = None) -> list[Co
 
 def comparison_table(name: str, chapter: str, workflow: Path | None = None) -> str:
     """The rows of `comparison` as a Markdown table; same arguments and errors."""
-    lines = [_line(COLUMNS), "| --- |" + " ---: |" * 5 + " --- |" * 4]
+    lines = [_line(COLUMNS), "| --- |" + " ---: |" * 4 + " --- |" * 4]
     lines.extend(_line(_cells(row)) for row in comparison(name, chapter, workflow))
     return "\n".join(lines)
 
@@ -231,8 +231,7 @@ def _cells(row: Comparison) -> Sequence[str]:
         ours if row.error is None else f"{ours} ± {row.error:.2f}",
         "" if row.difference is None else _signed(row.difference),
         "" if row.errors_apart is None else f"{row.errors_apart:.1f}",
-        "" if row.tolerance is None else f"{row.tolerance:g}",
-        "" if row.within is None else ("yes" if row.within else "no"),
+        _within(row),
         _seeds(row.seeds),
         " to ".join(f"{n:,}" for n in row.n),
         row.mode or "",
@@ -243,11 +242,16 @@ def _signed(difference: float) -> str:
     return f"{difference:+.2f}".replace("-", "−")
 
 
-def _seeds(seeds: Sequence[int]) -> str:
-    """How many there are, and which: a bare 0 would read as none."""
-    if not seeds:
+def _within(row: Comparison) -> str:
+    """Yes or no, and how much was tolerated."""
+    if row.tolerance is None:
         return ""
-    return f"{len(seeds)} (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})"
+    return f"of {row.tolerance:g}" if row.within is None else f"{'yes' if row.within else 'no'}, of {row.tolerance:g}"
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    """In words: a bare 0 would read as none."""
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if seeds else ""
 
 
 def _line(cells: Iterable[str]) -> str:
