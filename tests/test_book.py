@@ -22,7 +22,7 @@ PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 
 PATIENCE = 600_000  # milliseconds: only what never comes takes so long
 
-LAUNCHERS = ("https://colab.research.google.com/", "https://mybinder.org/")
+LAUNCHERS = ("https://mybinder.org/",)
 
 pytestmark = pytest.mark.book
 

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -82,6 +82,9 @@ def results(chapter: str, folder: Path | None = None) -> list[dict[str, Any]]:
 def expected(name: str, folder: Path | None = None) -> dict[str, Any]:
     """The published values of one table.
 
+    A row names its ``metric`` and its ``value``, and may have a ``unit``, a ``tolerance``, and ``dependent``: the mode
+    in which the images of a run depend on each other, so that their spread gives no standard error.
+
     Args:
         name: the file's name without its ending.
         folder: where it lies; by default ``workflow/expected`` of the source tree.
@@ -119,8 +122,10 @@ def comparison(name: str, chapter: str, workflow: Path | None = None) -> list[Co
         published = row["value"] if isinstance(row["value"], int | float) else None
         head = (row["metric"], row.get("unit", ""), published, row.get("tolerance"))
         measured = [run for run in runs if row["metric"] in run["metrics"]]
+        dependent = row.get("dependent", "in no mode")
         modes = sorted({run["mode"] for run in measured})
         by_mode = [_summary(head, [run for run in measured if run["mode"] == mode]) for mode in modes]
+        by_mode = [_without_error(each) if each.mode == dependent else each for each in by_mode]
         rows.extend(by_mode or [Comparison(*head)])
     return rows
 
@@ -221,6 +226,11 @@ def _summary(head: tuple[str, str, float | None, float | None], runs: Sequence[d
         n=tuple(sorted({run["metrics"][metric]["n"] for run in runs})),
         mode=runs[0]["mode"],
     )
+
+
+def _without_error(row: Comparison) -> Comparison:
+    """The row of one run whose images depend on each other: the spread over them is no standard error."""
+    return row if len(row.seeds) > 1 else replace(row, error=None)
 
 
 def _cells(row: Comparison) -> Sequence[str]:
