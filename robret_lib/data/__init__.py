@@ -171,5 +171,6 @@ def _find_packed(name: str | os.PathLike[str]) -> Path:
     raise DataError(
         f"no data set {str(name)!r}: looked for the file {path}. Known are 'fashion-mnist' "
         "(get it with `make data DATASET=fashion-mnist`), 'grocery', the path of a packed .npz, and the packed files "
-        f"in {data_root()} (now: {prepared}); set ROBRET_DATA if they lie elsewhere"
+        f"in {data_root()} (now: {prepared}); set ROBRET_DATA if they lie elsewhere. A folder of photographs "
+        "becomes one by `python -m robret_lib.data pack FOLDER`"
     )
