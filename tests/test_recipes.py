@@ -532,6 +532,7 @@ def test_a_whitened_model_is_kept_and_named_by_all_that_decides_it(tmp_path, mon
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_whitened_head_on_a_gpu(tmp_path, monkeypatch):
     monkeypatch.setenv("ROBRET_DATA", str(tmp_path))
     data, recipe = some_photographs(), recipes.photographs(embedding_dim=6)
