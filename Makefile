@@ -34,7 +34,7 @@ check: data ## while you work: style and the fast unit tests (about a minute)
 	$(STYLE)
 	$(BIN)/python -m pytest -n 2 -m "not slow and not book"
 
-test: data ## check everything: style, units, notebooks, the rendered book (6 to 8 minutes)
+test: data ## check everything: style, units, notebooks, the rendered book (10 to 20 minutes)
 	$(STYLE)
 	$(BIN)/python -m pytest -n 2 -m "not book"
 	$(BIN)/python -m pytest -n 2 --dist loadscope --nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg \
