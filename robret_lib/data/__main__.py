@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from robret_lib.data import DataError
+from robret_lib.data import GROCERY, DataError
 from robret_lib.data.folder_packing import default_output, pack_folder
 from robret_lib.data.packed import PackedFile
 from robret_lib.data.packed_splits import Part, Plan, plan_of
 from robret_lib.data.texts import printable
 
-TAKEN = ("fashion-mnist", "grocery")
+TAKEN = ("fashion-mnist", GROCERY.stem)
 """Names that `robret_lib.data.load` does not look up among the packed files."""
 
 LAYOUT = """\
