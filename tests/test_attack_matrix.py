@@ -16,10 +16,14 @@ ATTACKS = {
     "SPQA+": ranking.SemanticsPreservingQueryAttack("raise", stiffness=300.0),
     "SPQA-": ranking.SemanticsPreservingQueryAttack("lower", stiffness=300.0),
     "ES": embedding.EmbeddingShift(),
+    "TMA": embedding.TargetedMismatch(),
+    "LTM": embedding.LearningToMisrank(),
+    "GTM": embedding.GreedyTop1Misrank(),
+    "GTT": embedding.GreedyTop1Translocation(),
     "hard margin": embedding.Margin(temperature=0),
     "soft margin": embedding.Margin(),
 }
-LOWERED = {"CA+", "QA+", "SPQA+", "hard margin", "soft margin"}
+LOWERED = {"CA+", "QA+", "SPQA+", "LTM", "GTM", "GTT", "hard margin", "soft margin"}
 """Attacks whose first measure falls; that of the others rises."""
 
 

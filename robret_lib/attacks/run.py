@@ -88,10 +88,10 @@ def run(
         batch = as_float(images[rows].to(benign.embeddings.device))
         chosen = None if targets is None else targets[rows]
         plan = attack.plan(benign[rows], chosen)
+        unattacked = plan.measures(benign.embeddings[rows])  # a plan may remember what the search showed it
         wanted = _Wanted(plan.loss, functools.partial(spaces.loss, attack, rows, chosen))
         adversarial = search(spaces.counted(model), batch, wanted, generator)
-        before, after = plan.measures(benign.embeddings[rows]), plan.measures(embed(model, adversarial))
-        parts.append((adversarial.to(images.device), before, after))
+        parts.append((adversarial.to(images.device), unattacked, plan.measures(embed(model, adversarial))))
     attacked, before, after = zip(*parts, strict=True)
     return Result(
         torch.cat(attacked),
