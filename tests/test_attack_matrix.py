@@ -22,6 +22,7 @@ ATTACKS = {
     "GTT": embedding.GreedyTop1Translocation(),
     "hard margin": embedding.Margin(temperature=0),
     "soft margin": embedding.Margin(),
+    "targeted margin": embedding.TargetedMargin(2),
 }
 LOWERED = {"CA+", "QA+", "SPQA+", "LTM", "GTM", "GTT", "hard margin", "soft margin"}
 """Attacks whose first measure falls; that of the others rises."""
