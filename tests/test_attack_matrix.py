@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from robret_lib import attacks
-from robret_lib.attacks import PGD, AutoPGD, Averaged, Transfer, embedding, ranking
+from robret_lib.attacks import PGD, AutoPGD, Averaged, Transfer, embedding, neighbors, ranking
 from tests.small_retrieval import DEVICES, SIZE, gallery_on, seeded, small_model, some_split, trained_model
 
 EPS = {"linf": 0.1, "l2": 1.0}
@@ -22,8 +22,12 @@ ATTACKS = {
     "GTT": embedding.GreedyTop1Translocation(),
     "hard margin": embedding.Margin(temperature=0),
     "soft margin": embedding.Margin(),
+    "targeted margin": embedding.TargetedMargin(2),
+    "Panum": neighbors.PanumGlobal(),
+    "SMA": neighbors.SelfMetric(),
+    "FNA": neighbors.FurthestNegative(),
 }
-LOWERED = {"CA+", "QA+", "SPQA+", "LTM", "GTM", "GTT", "hard margin", "soft margin"}
+LOWERED = {"CA+", "QA+", "SPQA+", "LTM", "GTM", "GTT", "hard margin", "soft margin", "Panum", "FNA"}
 """Attacks whose first measure falls; that of the others rises."""
 
 
