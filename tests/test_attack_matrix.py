@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from robret_lib import attacks
-from robret_lib.attacks import PGD, AutoPGD, Averaged, Transfer, embedding, neighbors, ranking
+from robret_lib.attacks import PGD, AutoPGD, Averaged, Transfer, embedding, hub, neighbors, ranking
 from tests.small_retrieval import DEVICES, SIZE, gallery_on, seeded, small_model, some_split, trained_model
 
 EPS = {"linf": 0.1, "l2": 1.0}
@@ -21,6 +21,7 @@ ATTACKS = {
     "Panum": neighbors.PanumGlobal(),
     "SMA": neighbors.SelfMetric(),
     "FNA": neighbors.FurthestNegative(),
+    "hub": hub.Hub(),
 }
 LOWERED = {"CA+", "QA+", "SPQA+", "hard margin", "soft margin", "Panum", "FNA"}
 """Attacks whose first measure falls; that of the others rises."""
