@@ -27,7 +27,7 @@ ATTACKS = {
     "SMA": neighbors.SelfMetric(),
     "FNA": neighbors.FurthestNegative(),
 }
-LOWERED = {"CA+", "QA+", "SPQA+", "LTM", "GTM", "GTT", "hard margin", "soft margin", "Panum", "FNA"}
+LOWERED = {"CA+", "QA+", "SPQA+", "LTM", "GTM", "GTT", "hard margin", "soft margin", "targeted margin", "Panum", "FNA"}
 """Attacks whose first measure falls; that of the others rises."""
 
 
