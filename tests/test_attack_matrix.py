@@ -47,7 +47,7 @@ ATTACKS = {
     "OA": OrderAttack(3),
     "hub": hub.Hub(),
 }
-LOWERED = {"CA+", "QA+", "SPQA+", "LTM", "GTM", "GTT", "hard margin", "soft margin", "Panum", "FNA"}
+LOWERED = {"CA+", "QA+", "SPQA+", "LTM", "GTM", "GTT", "hard margin", "soft margin", "targeted margin", "Panum", "FNA"}
 """Attacks whose first measure falls; that of the others rises."""
 
 
