@@ -19,6 +19,7 @@ from robret_lib.attacks import (
     RandomSearch,
     Transfer,
     embedding,
+    neighbors,
     ranking,
 )
 from tests.small_retrieval import DEVICES, SIZE, gallery_on, seeded, small_model, some_split, trained_model
@@ -32,11 +33,18 @@ ATTACKS = {
     "SPQA+": ranking.SemanticsPreservingQueryAttack("raise", stiffness=300.0),
     "SPQA-": ranking.SemanticsPreservingQueryAttack("lower", stiffness=300.0),
     "ES": embedding.EmbeddingShift(),
+    "TMA": embedding.TargetedMismatch(),
+    "LTM": embedding.LearningToMisrank(),
+    "GTM": embedding.GreedyTop1Misrank(),
+    "GTT": embedding.GreedyTop1Translocation(),
     "hard margin": embedding.Margin(temperature=0),
     "soft margin": embedding.Margin(),
+    "Panum": neighbors.PanumGlobal(),
+    "SMA": neighbors.SelfMetric(),
+    "FNA": neighbors.FurthestNegative(),
     "OA": OrderAttack(3),
 }
-LOWERED = {"CA+", "QA+", "SPQA+", "hard margin", "soft margin"}
+LOWERED = {"CA+", "QA+", "SPQA+", "LTM", "GTM", "GTT", "hard margin", "soft margin", "Panum", "FNA"}
 """Attacks whose first measure falls; that of the others rises."""
 
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from robret_lib.attacks.gallery import Gallery
+from robret_lib.mining import Mode
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,13 @@ class Benign:
         if self.attacked is not None:
             return self.attacked.nearest(size)
         return self.gallery.nearest_to(self.embeddings, size, self.own)
+
+    def drawn(self, count: int, mode: Mode, generator: torch.Generator | None) -> Tensor:
+        """Gallery positions ``[B, count]``, uniform with replacement; only "reference" draws the image itself too."""
+        skipped = self.own is not None and mode == "fixed"
+        drawn = torch.randint(len(self.gallery) - skipped, (len(self), count), generator=generator)
+        drawn = drawn.to(self.embeddings.device)
+        return drawn + (drawn >= self.own[:, None]) if skipped else drawn
 
 
 class ListLoss(NamedTuple):
@@ -86,3 +94,9 @@ class Attack(Protocol):
     def plan(self, benign: Benign, targets: Tensor | None) -> Plan:
         """The attack on a batch; the same targets may be asked for in the space of another network."""
         ...
+
+
+def check_mode(mode: str) -> None:
+    """Raise a ValueError unless it is a `Mode`."""
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode={mode!r}: expected 'fixed' or 'reference'")

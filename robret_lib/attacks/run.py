@@ -88,9 +88,9 @@ def run(
         rows = slice(start, start + size)
         batch = as_float(images[rows].to(benign.embeddings.device))
         wanted = _Wanted(attack, spaces, model, rows, None if targets is None else targets[rows])
+        unattacked = wanted.plan.measures(benign.embeddings[rows])  # a plan may remember what the search showed it
         adversarial = search(spaces.counted(model), batch, wanted, generator)
-        before, after = (wanted.plan.measures(e) for e in (benign.embeddings[rows], embed(model, adversarial)))
-        parts.append((adversarial.to(images.device), before, after))
+        parts.append((adversarial.to(images.device), unattacked, wanted.plan.measures(embed(model, adversarial))))
     attacked, before, after = zip(*parts, strict=True)
     return Result(
         torch.cat(attacked),
