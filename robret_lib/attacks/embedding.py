@@ -25,7 +25,7 @@ from robret_lib.attacks.answers import (
 )
 from robret_lib.attacks.attack import Benign, Plan, check_mode
 from robret_lib.attacks.gallery import Gallery
-from robret_lib.attacks.ranking_losses import ItemSets, QueryHinges, SoftMargin
+from robret_lib.attacks.ranking_losses import HingeItems, ItemSets, QueryHinges, SoftMargin
 from robret_lib.data import relevance
 from robret_lib.distances import row_distance
 from robret_lib.mining import Mode
@@ -217,9 +217,10 @@ class GreedyTop1Translocation(_Published):
     def plan(self, benign: Benign, targets: Tensor) -> Plan:
         gallery = benign.gallery
         downwards = gallery.embeddings.new_full((1,), -1.0)
+        items = HingeItems.of(gallery, targets, self.mode)
 
         def loss(embeddings: Tensor) -> Tensor:
-            return QueryHinges.apply(embeddings, gallery, targets, downwards)[:, 0]
+            return QueryHinges.apply(embeddings, items, downwards)[:, 0]
 
         def measures(embeddings: Tensor) -> dict[str, Tensor]:
             closer = closer_items(embeddings, gallery, targets, itself(benign, self.mode))[:, 0]
