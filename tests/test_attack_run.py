@@ -142,6 +142,10 @@ def test_measures_have_equal_keys_and_one_number_for_each_image(model, gallery, 
         (ranking.SemanticsPreservingQueryAttack("lower"), {"rank", "preserved_rank"}),
         (embedding.EmbeddingShift(), {"shift", "recall_at_1"}),
         (embedding.Margin(), {"recall_at_1"}),
+        (embedding.TargetedMismatch(), {"cosine"}),
+        (embedding.LearningToMisrank(), {"recall_at_1"}),
+        (embedding.GreedyTop1Misrank(), {"recall_at_1"}),
+        (embedding.GreedyTop1Translocation(), {"retain_at_4"}),
     ):
         result = attacks.run(attack, model, searched[own], gallery, SEARCH, own, batch_size=5)
         assert set(result.benign) == set(result.measured) == names

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from robret_lib.attacks.gallery import Gallery
+from robret_lib.mining import Mode
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,7 @@ class Benign:
     def __len__(self) -> int:
         return len(self.embeddings)
 
-    def __getitem__(self, rows: slice) -> "Benign":
+    def __getitem__(self, rows: slice | Tensor) -> "Benign":
         own, labels = (None if given is None else given[rows] for given in (self.own, self.labels))
         return Benign(self.gallery, self.embeddings[rows], own, labels, self.attacked and self.attacked[rows])
 
@@ -44,6 +45,25 @@ class Benign:
             return self.attacked.nearest(size)
         return self.gallery.nearest_to(self.embeddings, size, self.own)
 
+    def drawn(self, count: int, mode: Mode, generator: torch.Generator | None) -> Tensor:
+        """Gallery positions ``[B, count]``, uniform with replacement; only "reference" draws the image itself too."""
+        skipped = self.own is not None and mode == "fixed"
+        drawn = torch.randint(len(self.gallery) - skipped, (len(self), count), generator=generator)
+        drawn = drawn.to(self.embeddings.device)
+        return drawn + (drawn >= self.own[:, None]) if skipped else drawn
+
+
+class ListLoss(NamedTuple):
+    """What an attack minimizes where it sees nothing but the answers of a search engine.
+
+    Args:
+        loss: ``[B]`` of lists ``[B, N]``: gallery positions, the nearest first.
+        left_out: Gallery positions ``[B]`` that the engine does not show, one for each image; None leaves out none.
+    """
+
+    loss: Callable[[Tensor], Tensor]
+    left_out: Tensor | None = None
+
 
 class Plan(NamedTuple):
     """An attack on one batch.
@@ -51,10 +71,12 @@ class Plan(NamedTuple):
     Args:
         loss: What the search minimizes: ``[B]`` of embeddings ``[B, D]``.
         measures: What is reported, by name: ``[B]`` each, of embeddings ``[B, D]``.
+        answers: The same wish as a loss of lists, for `search.OnlyAnswers`; None where an attack has none.
     """
 
     loss: Callable[[Tensor], Tensor]
     measures: Callable[[Tensor], dict[str, Tensor]]
+    answers: ListLoss | None = None
 
 
 class Attack(Protocol):
@@ -72,3 +94,9 @@ class Attack(Protocol):
     def plan(self, benign: Benign, targets: Tensor | None) -> Plan:
         """The attack on a batch; the same targets may be asked for in the space of another network."""
         ...
+
+
+def check_mode(mode: str) -> None:
+    """Raise a ValueError unless it is a `Mode`."""
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode={mode!r}: expected 'fixed' or 'reference'")

@@ -10,9 +10,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from robret_lib.attacks.attack import Benign, Plan
+from robret_lib.attacks.answers import closer_items
+from robret_lib.attacks.attack import Benign, Plan, check_mode
 from robret_lib.attacks.gallery import Gallery
-from robret_lib.attacks.ranking_losses import QueryHinges, SortedDistances
+from robret_lib.attacks.ranking_losses import HingeItems, QueryHinges, SortedDistances
 from robret_lib.distances import row_distance
 from robret_lib.mining import Mode
 
@@ -38,6 +39,10 @@ class CandidateAttack:
         n_targets: w.
         mode: "reference" may draw the candidate as its own query, and counts query and benign candidate in the
             rank, as RobRank does; "fixed" does neither.
+
+    Threat model: *knowledge*, white-box: network, gallery and queries. *Goal*: one item high up, or low down, in the
+    rankings of given queries. *Norm* and *budget*: of the search. *What moves*: one gallery image. *Success*: its
+    percentile rank, mean over its queries and over all candidates.
     """
 
     direction: Direction
@@ -90,7 +95,12 @@ class QueryAttack:
         direction: "raise" (QA+) or "lower" (QA-).
         n_targets: m.
         mode: "reference" may draw the query as its own candidate and counts it in the rank, as RobRank does; "fixed"
-            does neither.
+            does neither. Of a gallery beyond 20,000 items "fixed" takes the mean over a sample (`Gallery.sample`),
+            which is measured to change no rank by more than its standard error.
+
+    Threat model: *knowledge*, white-box: network and gallery. *Goal*: given items high up, or low down, in the ranking
+    of one query. *Norm* and *budget*: of the search. *What moves*: the query. *Success*: the percentile rank, mean
+    over the items and over all queries.
     """
 
     direction: Direction
@@ -107,12 +117,14 @@ class QueryAttack:
 
     def plan(self, benign: Benign, targets: Tensor) -> Plan:
         signs = _signs(self.direction, self.n_targets, benign.gallery)
+        not_counted = benign.own if self.mode == "fixed" else None
+        items = HingeItems.of(benign.gallery, targets, self.mode)
 
         def loss(embeddings: Tensor) -> Tensor:
-            return QueryHinges.apply(embeddings, benign.gallery, targets, signs).mean(1)
+            return QueryHinges.apply(embeddings, items, signs).mean(1)
 
         def measures(embeddings: Tensor) -> dict[str, Tensor]:
-            return {"rank": _percent(_closer(embeddings, benign, targets, self.mode), benign.gallery)}
+            return {"rank": _percent(closer_items(embeddings, benign.gallery, targets, not_counted), benign.gallery)}
 
         return Plan(loss, measures)
 
@@ -131,22 +143,28 @@ class SemanticsPreservingQueryAttack(QueryAttack):
         mode: As of `QueryAttack`; "reference" also makes xi one number for the batch, from the batch mean, so that
             there the result depends on the batch size.
         stiffness: K: 2e4 on MNIST, 4e4 on Fashion-MNIST and CUB, 7e4 on CARS and SOP.
+
+    Threat model: *knowledge*, white-box: network and gallery. *Goal*: given items high up, or low down, in the ranking
+    of one query, unnoticed. *Norm* and *budget*: of the search. *What moves*: the query. *Success*: two percentile
+    ranks, mean over all queries, that of the items and that of the preserved set, which is to stay near 0.
     """
 
     stiffness: float = 4e4
 
     def plan(self, benign: Benign, targets: Tensor) -> Plan:
         gallery, m = benign.gallery, self.n_targets
+        not_counted = benign.own if self.mode == "fixed" else None
         candidates = torch.cat([targets, _preserved_set(benign, targets, self.direction)], dim=1)
+        items = HingeItems(gallery, candidates, len(gallery))  # a preserved item has few in front: each one counts
         signs = torch.cat([_signs(self.direction, m, gallery), _signs("raise", PRESERVED, gallery)])
 
         def loss(embeddings: Tensor) -> Tensor:
-            hinges = QueryHinges.apply(embeddings, gallery, candidates, signs)
+            hinges = QueryHinges.apply(embeddings, items, signs)
             attack, preservation = hinges[:, :m].mean(1), hinges[:, m:].mean(1)
             return attack + _xi(preservation.detach(), self.stiffness, self.mode) * preservation
 
         def measures(embeddings: Tensor) -> dict[str, Tensor]:
-            closer = _closer(embeddings, benign, candidates, self.mode)
+            closer = closer_items(embeddings, gallery, candidates, not_counted)
             return {"rank": _percent(closer[:, :m], gallery), "preserved_rank": _percent(closer[:, m:], gallery)}
 
         return Plan(loss, measures)
@@ -161,11 +179,9 @@ def _draw_targets(
     generator: torch.Generator | None,
 ) -> Tensor:
     """Gallery positions ``[B, m]``, uniform over the gallery to raise, over the image's own top 1 % to lower."""
-    size, device = len(benign.gallery), benign.embeddings.device
     if direction == "raise":
-        skipped = benign.own is not None and mode == "fixed"
-        drawn = torch.randint(size - skipped, (len(benign), n_targets), generator=generator).to(device)
-        return drawn + (drawn >= benign.own[:, None]) if skipped else drawn
+        return benign.drawn(n_targets, mode, generator)
+    size = len(benign.gallery)
     pool = benign.nearest(max(1, size // 100))
     if not replacement and n_targets > pool.shape[1]:
         raise ValueError(f"n_targets={n_targets}: the top 1 % of a gallery of {size} holds {pool.shape[1]}")
@@ -174,7 +190,7 @@ def _draw_targets(
     else:
         order = torch.rand(len(benign), pool.shape[1], generator=generator, dtype=torch.float32).argsort(1)
         columns = order[:, :n_targets]
-    return pool.gather(1, columns.to(device))
+    return pool.gather(1, columns.to(pool.device))
 
 
 def _preserved_set(benign: Benign, targets: Tensor, direction: Direction) -> Tensor:
@@ -191,15 +207,6 @@ def _xi(preservation: Tensor, stiffness: float, mode: Mode) -> Tensor:
     return (stiffness * level).exp().clamp(max=1e9)  # where the exponential overflows too, as in RobRank
 
 
-def _closer(embeddings: Tensor, benign: Benign, candidates: Tensor, mode: Mode) -> Tensor:
-    """How many gallery items are closer to each query than its candidates, int64 ``[B, m]``."""
-    distances = benign.gallery.exact_distances_from(embeddings)
-    to_candidate = distances.gather(1, candidates)
-    if mode == "fixed" and benign.own is not None:
-        distances.scatter_(1, benign.own[:, None], torch.inf)
-    return torch.stack([(distances < d[:, None]).sum(1) for d in to_candidate.T], dim=1)
-
-
 def _percent(closer: Tensor, gallery: Gallery) -> Tensor:
     """Mean percentile rank ``[B]`` in percent: RobRank divides by the size of the whole gallery."""
     return 100 * closer.double().mean(1) / len(gallery)
@@ -212,7 +219,6 @@ def _signs(direction: Direction, count: int, gallery: Gallery) -> Tensor:
 def _check(direction: Direction, n_targets: int, mode: Mode) -> None:
     if direction not in get_args(Direction):
         raise ValueError(f"direction={direction!r}: expected 'raise' or 'lower'")
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode={mode!r}: expected 'fixed' or 'reference'")
+    check_mode(mode)
     if not isinstance(n_targets, int) or n_targets < 1:
         raise ValueError(f"n_targets={n_targets}: expected a whole number of at least 1")

@@ -14,6 +14,12 @@ ATTACKS = {
     "hard margin": embedding.Margin(temperature=0),
     "soft margin": embedding.Margin(),
 }
+GREEDY = {
+    "TMA": embedding.TargetedMismatch(),
+    "LTM": embedding.LearningToMisrank(),
+    "GTM": embedding.GreedyTop1Misrank(),
+    "GTT": embedding.GreedyTop1Translocation(),
+}
 SPQA = {
     "SPQA+": ranking.SemanticsPreservingQueryAttack("raise"),
     "SPQA-": ranking.SemanticsPreservingQueryAttack("lower"),
