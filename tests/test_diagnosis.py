@@ -1,12 +1,16 @@
 """A diagnosis finds nothing on sound networks, and behind every planted defense the warning that is meant for it."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from docutils.nodes import make_id
 from torch.nn.functional import one_hot
 
 from robret_lib import checks, data
+from robret_lib.checks.findings import found
 from robret_lib.data import Protocol, Split
 from tests.benchmarks.networks import network
 from tests.planted_defenses import (
@@ -21,6 +25,7 @@ from tests.planted_defenses import (
 )
 from tests.small_retrieval import DEVICES, searched_in_itself, small_model
 
+ROOT = Path(__file__).parents[1]
 EPS = 0.04
 
 
@@ -48,6 +53,16 @@ def test_a_sound_network_and_a_sound_evaluation_raise_no_alarm(distance, models,
     model.cpu()
     assert report.ok and not report.warnings, report
     assert len(report.findings) == 16
+
+
+def test_every_warning_has_its_paragraph_in_the_book(model, toy):
+    """And names it: what is after the # is what Sphinx makes of the title."""
+    titles = re.findall(r"^### (.*)$", (ROOT / "book" / "warnings.md").read_text(encoding="utf-8"), re.MULTILINE)
+    names = [finding.name for finding in checks.diagnose(model, toy, EPS, queries=8).findings]
+    assert sorted(title.lower() for title in titles) == sorted(names)
+    for title in titles:
+        assert found(title.lower(), False, "", "").message.endswith(f" See warnings.html#{make_id(title)}.")
+        assert "warnings" not in found(title.lower(), True, "", "").message
 
 
 def known(toy):
