@@ -421,16 +421,13 @@ def test_nes_on_values_beats_noise_and_loses_to_gradients(attack, device, models
     own = torch.arange(0, 500, 20)
     model, gallery = models["N"].to(device), gallery_on(device, galleries["N"])
 
-    benign = Benign(gallery, gallery.embeddings[own], own, gallery.labels[own])
-
-    def reached(search):
-        result = attacks.run(attack, model, searched[own], gallery, search, own, generator=seeded())
-        return attack.plan(benign, result.targets).loss(embed(model, result.images)).mean()
-
-    nothing, random, nes, gradients = map(
-        reached, (RandomSearch(EPS, 1), RandomSearch(EPS, 322), NES(EPS, 322, step=EPS / 4), AutoPGD(EPS, 16))
-    )
-    model.cpu()
+    results = [
+        attacks.run(attack, model, searched[own], gallery, search, own, generator=seeded())
+        for search in (RandomSearch(EPS, 1), RandomSearch(EPS, 322), NES(EPS, 322, step=EPS / 4), AutoPGD(EPS, 16))
+    ]
+    model, gallery = model.cpu(), galleries["N"]
+    plan = attack.plan(Benign(gallery, gallery.embeddings[own], own, gallery.labels[own]), results[0].targets)
+    nothing, random, nes, gradients = (plan.loss(embed(model, result.images)).mean() for result in results)
     assert nothing > random > nes > gradients
 
 
