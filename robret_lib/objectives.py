@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from robret_lib import mining
 from robret_lib.distances import pairwise_distance, row_distance
-from robret_lib.mining import Mode, Sampler
+from robret_lib.mining import Mode, Sampler, Triplets
 from robret_lib.models import Distance
 
 MARGIN: dict[Distance, float] = {"N": 0.2, "C": 0.2, "E": 1.0}
@@ -51,13 +51,20 @@ class TripletObjective(nn.Module):
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Scalar loss of an SPC-2 batch: images ``[2P, C, H, W]`` in [0, 1], labels int ``[2P]``."""
         embeddings = model(images)
-        margin = MARGIN[self.distance]
-        with torch.no_grad():
-            distances = pairwise_distance(embeddings.detach(), embeddings.detach(), self.distance)
-            # the published code has 512 whatever the embedding's size
-            dim = {"dim": embeddings.shape[1]} if self.sampler is mining.distance and self.mode == "fixed" else {}
-            triplets = self.sampler(distances, labels, margin, generator, self.mode, **dim)
-        return triplet_loss(*(embeddings[role] for role in triplets), margin, self.distance).mean()
+        triplets = self.triplets(embeddings.detach(), labels, generator)
+        return self.loss(*(embeddings[role] for role in triplets))
+
+    @torch.no_grad()
+    def triplets(self, embeddings: Tensor, labels: Tensor, generator: torch.Generator) -> Triplets:
+        """One triplet per pair of an SPC-2 batch with embeddings ``[2P, D]``."""
+        distances = pairwise_distance(embeddings, embeddings, self.distance)
+        # the published code has 512 whatever the embedding's size
+        dim = {"dim": embeddings.shape[1]} if self.sampler is mining.distance and self.mode == "fixed" else {}
+        return self.sampler(distances, labels, MARGIN[self.distance], generator, self.mode, **dim)
+
+    def loss(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        """Mean triplet loss, a scalar, of embeddings ``[P, D]``."""
+        return triplet_loss(anchor, positive, negative, MARGIN[self.distance], self.distance).mean()
 
 
 class MetricLearningObjective(nn.Module):

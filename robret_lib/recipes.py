@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from types import ModuleType
+from typing import ClassVar, Literal, get_args
 
 import torch
 from safetensors import safe_open
@@ -24,10 +25,14 @@ from safetensors.torch import save
 from torch import nn
 
 from robret_lib import distances, metrics, mining, models, objectives, training, whitening
+from robret_lib.attacks import PGD
+from robret_lib.attacks.search import ball, passes, pgd
 from robret_lib.data import RetrievalData, Split, data_root, retrieval_data
+from robret_lib.defenses import AntiCollapseTriplets, act
 from robret_lib.files import one_at_a_time, written_whole
 
 SamplerName = Literal["random", "semihard", "softhard", "distance", "hard"]
+DefenseName = Literal["act"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class Recipe:
         sampler: Name of a sampler of `mining`.
         steps, pairs, lr, weight_decay, seed: As in `training.Schedule`; the seed draws the initial weights too.
         generation: Of the code, for a model that takes hours to train; None takes the code itself.
+        defense: What is minimized in place of the triplet loss: "act" is `defenses.AntiCollapseTriplets`; None is none.
+        eps, inner_step, inner_steps: Of the attack inside of the defense, see `attacks.PGD`; in pixel units.
     """
 
     backbone: str
@@ -51,6 +58,10 @@ class Recipe:
     weight_decay: float = 1e-7
     seed: int = 0
     generation: int | None = None
+    defense: DefenseName | None = None
+    eps: float = 0.0
+    inner_step: float = 0.0
+    inner_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,9 +81,16 @@ class Whitened:
     shrinkage: float = 1.0
 
     generation: ClassVar[None] = None
+    defense: ClassVar[None] = None
 
 
-ADDED_LATER: dict[str, object] = {"generation": None}
+ADDED_LATER: dict[str, object] = {
+    "generation": None,
+    "defense": None,
+    "eps": 0.0,
+    "inner_step": 0.0,
+    "inner_steps": 0,
+}
 """Fields of `Recipe` that came after models had been kept, with the value that says what was true before.
 
 Written down here, since a default may change; a field that has this value is not part of a model's name.
@@ -87,6 +105,11 @@ FASHION_MNIST = {
     "full": Recipe("c2f2", embedding_dim=512, steps=8 * 469, pairs=128, generation=GENERATION),
 }
 
+INNER_ATTACK = {
+    "quick": {"eps": 77 / 255, "inner_step": 12 / 255, "inner_steps": 8},
+    "full": {"eps": 77 / 255, "inner_step": 3 / 255, "inner_steps": 32},  # RobRank `rc2f2p`
+}
+"""Of the defenses of Fashion-MNIST. In eight steps of 12/255 an image can cross the ball as it can in 32 of 3/255."""
 
 PHOTOGRAPHS = Whitened("efficientnet_lite0", embedding_dim=128)
 
@@ -109,8 +132,12 @@ class Trained:
 
 
 def fashion_mnist(scale: str, **changes: object) -> Recipe:
-    """The chapters' recipe for Fashion-MNIST at "quick" or "full" scale, with the named fields changed."""
-    return replace(FASHION_MNIST[scale], **changes)
+    """The chapters' recipe for Fashion-MNIST at "quick" or "full" scale, with the named fields changed.
+
+    With a ``defense`` it has the inner attack of its scale, too.
+    """
+    inner_attack = INNER_ATTACK[scale] if changes.get("defense") else {}
+    return replace(FASHION_MNIST[scale], **(inner_attack | changes))
 
 
 def photographs(**changes: object) -> Whitened:
@@ -156,8 +183,14 @@ def _initial_model(recipe: Recipe | Whitened) -> models.EmbeddingModel:
 
 def _plan(recipe: Recipe) -> tuple[nn.Module, training.Schedule]:
     """What a recipe minimizes, and for how long."""
-    objective = objectives.TripletObjective(getattr(mining, recipe.sampler), recipe.distance)
-    return objective, training.Schedule(recipe.steps, recipe.pairs, recipe.lr, recipe.weight_decay, recipe.seed)
+    schedule = training.Schedule(recipe.steps, recipe.pairs, recipe.lr, recipe.weight_decay, recipe.seed)
+    sampler = getattr(mining, recipe.sampler)
+    if recipe.defense is None:
+        return objectives.TripletObjective(sampler, recipe.distance), schedule
+    if recipe.defense != "act":
+        raise ValueError(f"defense={recipe.defense!r}: expected one of {get_args(DefenseName)}, or None")
+    inner_attack = PGD(recipe.eps, recipe.inner_step, recipe.inner_steps)
+    return AntiCollapseTriplets(inner_attack, sampler, recipe.distance), schedule
 
 
 def _train_into(
@@ -231,7 +264,8 @@ def _key(recipe: Recipe | Whitened, data: RetrievalData) -> str:
     told = {name: value for name, value in asdict(recipe).items() if ADDED_LATER.get(name, ...) != value}
     digest = hashlib.sha256(json.dumps([told, data.protocol.self_excluded], sort_keys=True).encode())
     if recipe.generation is None:
-        digest.update(f"{torch.__version__} {CODE}".encode())
+        code = CODE if recipe.defense is None else CODE + DEFENSE_CODE
+        digest.update(f"{torch.__version__} {code}".encode())
     for split in (data.train, data.query, data.gallery):  # the latter two decide the history that is kept
         for part in (split.images, split.labels):
             digest.update(part.cpu().contiguous().view(torch.uint8).numpy())
@@ -257,10 +291,12 @@ def _float32() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-CODE = hashlib.sha256(
-    "".join(
-        _code(inspect.getsource(part))
-        for part in (distances, mining, models, objectives, retrieval_data, training, whitening, sys.modules[__name__])
-    ).encode()
-).hexdigest()
+def _digest(*parts: ModuleType) -> str:
+    return hashlib.sha256("".join(_code(inspect.getsource(part)) for part in parts).encode()).hexdigest()
+
+
+CODE = _digest(distances, mining, models, objectives, retrieval_data, training, whitening, sys.modules[__name__])
 """The code that makes a model, as it was imported: an edit while a model is trained must not name it."""
+
+DEFENSE_CODE = _digest(act, ball, passes, pgd)
+"""What makes a model with a defense, besides."""

@@ -1,10 +1,28 @@
 """Any attack goes with any search: the whole matrix, in every norm, for items and for strangers."""
 
+import copy
+
 import pytest
 import torch
 
 from robret_lib import attacks
-from robret_lib.attacks import PGD, AutoPGD, Averaged, Transfer, embedding, ranking
+from robret_lib.attacks import (
+    NES,
+    PGD,
+    PSO,
+    SPSA,
+    AutoPGD,
+    Averaged,
+    Beta,
+    OnlyAnswers,
+    OrderAttack,
+    RandomSearch,
+    Transfer,
+    embedding,
+    hub,
+    neighbors,
+    ranking,
+)
 from tests.small_retrieval import DEVICES, SIZE, gallery_on, seeded, small_model, some_split, trained_model
 
 EPS = {"linf": 0.1, "l2": 1.0}
@@ -22,8 +40,14 @@ ATTACKS = {
     "GTT": embedding.GreedyTop1Translocation(),
     "hard margin": embedding.Margin(temperature=0),
     "soft margin": embedding.Margin(),
+    "targeted margin": embedding.TargetedMargin(2),
+    "Panum": neighbors.PanumGlobal(),
+    "SMA": neighbors.SelfMetric(),
+    "FNA": neighbors.FurthestNegative(),
+    "OA": OrderAttack(3),
+    "hub": hub.Hub(),
 }
-LOWERED = {"CA+", "QA+", "SPQA+", "LTM", "GTM", "GTT", "hard margin", "soft margin"}
+LOWERED = {"CA+", "QA+", "SPQA+", "LTM", "GTM", "GTT", "hard margin", "soft margin", "targeted margin", "Panum", "FNA"}
 """Attacks whose first measure falls; that of the others rises."""
 
 
@@ -42,12 +66,48 @@ def searches(norm, surrogate):
     }
 
 
+def searches_by_values(surrogate):
+    eps, queries = EPS["linf"], 162
+    nes = NES(eps, queries, population=20, step=0.03)
+    return {
+        "Random": RandomSearch(eps, queries),
+        "Beta": Beta(eps, queries, population=20),
+        "PSO": PSO(eps, queries, population=20),
+        "NES": nes,
+        "SPSA": SPSA(eps, queries, population=20, step=0.03),
+        "Transfer": Transfer(surrogate, nes),
+        "Averaged": Averaged(nes, 2),
+    }
+
+
 SEARCHES = list(searches("linf", small_model()))
+BY_VALUES = list(searches_by_values(small_model()))
 
 
 @pytest.fixture(scope="module")
 def surrogate():
     return trained_model("E", steps=40)
+
+
+@pytest.fixture(autouse=True)
+def the_models_are_left_as_they_were(models, surrogate):
+    kept = [(model, model.training, copy.deepcopy(model.state_dict())) for model in (models["N"], surrogate)]
+    yield
+    for model, training, before in kept:
+        model.cpu()
+        assert model.training == training
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def change_by(attack, model, gallery, images, search, norm, own, labels=None):
+    """Of the first measure, in the direction that the attack wants; and the result, which keeps to the ball."""
+    result = attacks.run(ATTACKS[attack], model, images, gallery, search, own, labels, seeded(), batch_size=16)
+    shift = (result.images - images).flatten(1)
+    size = shift.abs().amax(1) if norm == "linf" else shift.norm(dim=1)
+    assert size.max() <= EPS[norm] + 1e-6 and result.images.min() >= 0 and result.images.max() <= 1
+    name = next(iter(result.measured))
+    change = (result.measured[name] - result.benign[name]).mean()
+    return (-change if attack in LOWERED else change), result
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -58,17 +118,30 @@ def test_any_attack_goes_with_any_search(attack, search, norm, device, models, g
     model, gallery = models["N"].to(device), gallery_on(device, galleries["N"])
     chosen = searches(norm, surrogate.to(device))[search]
     strangers = some_split(40, seed=50)
-    training, before = model.training, {name: value.clone() for name, value in model.state_dict().items()}
     items = searched[::13], torch.arange(0, SIZE, 13), None
     for images, own, labels in (items, (strangers.images, None, strangers.labels)):
-        result = attacks.run(ATTACKS[attack], model, images, gallery, chosen, own, labels, seeded(), batch_size=16)
-        shift = (result.images - images).flatten(1)
-        size = shift.abs().amax(1) if norm == "linf" else shift.norm(dim=1)
-        assert size.max() <= EPS[norm] + 1e-6 and result.images.min() >= 0 and result.images.max() <= 1
-        name = next(iter(result.measured))
-        change = (result.measured[name] - result.benign[name]).mean()
-        assert (-change if attack in LOWERED else change) > 0
+        change, result = change_by(attack, model, gallery, images, chosen, norm, own, labels)
+        assert change > 0
         assert result.passes >= result.backward_passes >= 6
-    model.cpu(), surrogate.cpu()
-    assert model.training == training
-    assert all(torch.equal(model.state_dict()[name], value.to("cpu")) for name, value in before.items())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("search", BY_VALUES)
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_any_attack_goes_with_any_search_by_values(attack, search, device, models, galleries, searched, surrogate):
+    model, gallery = models["N"].to(device), gallery_on(device, galleries["N"])
+    own = torch.arange(0, SIZE, 25)
+    chosen = searches_by_values(surrogate.to(device))[search]
+    change, result = change_by(attack, model, gallery, searched[own], chosen, "linf", own)
+    assert change > 0 or (search == "Random" and change == 0)
+    assert result.passes == 162 * (1 + (search == "Averaged")) and not result.backward_passes
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_any_attack_by_answers_alone_or_none(attack, model, gallery, searched):
+    own, only = torch.arange(0, SIZE, 25), OnlyAnswers(SPSA(0.1, 81), visible=10)
+    if attack != "OA":
+        with pytest.raises(TypeError, match="OnlyAnswers needs a loss of lists"):
+            change_by(attack, model, gallery, searched[own], only, "linf", own)
+    else:
+        assert change_by(attack, model, gallery, searched[own], only, "linf", own)[0] > 0

@@ -21,7 +21,9 @@ from safetensors import safe_open
 
 from robret_lib import attacks, distances, files, metrics, mining, models, objectives, recipes, training, whitening
 from robret_lib import data as data_package
+from robret_lib.attacks.search import auto_pgd, ball, passes, pgd
 from robret_lib.data import Protocol, RetrievalData, Split, retrieval_data
+from robret_lib.defenses import AntiCollapseTriplets, act
 from robret_lib.metrics import recall_at_k
 from robret_lib.models import embed
 from robret_lib.recipes import FASHION_MNIST, Recipe, fashion_mnist, trained
@@ -161,6 +163,10 @@ def test_every_part_of_a_recipe_is_part_of_its_name(field):
         "weight_decay": 0.0,
         "seed": 1,
         "generation": 1,
+        "defense": "act",
+        "eps": 0.1,
+        "inner_step": 0.1,
+        "inner_steps": 1,
     }
     data = some_data()
     assert recipes._key(replace(RECIPE, **{field: changes[field]}), data) != recipes._key(RECIPE, data)
@@ -197,13 +203,23 @@ def edited(monkeypatch):
 
 
 LONG = replace(RECIPE, generation=1)
+DEFENDED = replace(RECIPE, defense="act", eps=0.1, inner_step=0.05, inner_steps=2)
 
 
 @pytest.mark.parametrize("module", [distances, models, mining, objectives, retrieval_data, training])
 def test_other_code_renames_a_quick_model_and_no_long_one(module, edited):
     again, data = edited(module, inspect.getsource(module) + "\nlast = 1\n"), some_data()
     assert again._key(RECIPE, data) != recipes._key(RECIPE, data)
+    assert again._key(DEFENDED, data) != recipes._key(DEFENDED, data)
     assert again._key(LONG, data) == recipes._key(LONG, data)
+
+
+@pytest.mark.parametrize("module", [act, ball, passes, pgd])
+def test_other_code_of_a_defense_renames_only_quick_models_that_have_it(module, edited):
+    again, data = edited(module, inspect.getsource(module) + "\nlast = 1\n"), some_data()
+    assert again._key(DEFENDED, data) != recipes._key(DEFENDED, data)
+    for recipe in (RECIPE, LONG, replace(DEFENDED, generation=1)):
+        assert again._key(recipe, data) == recipes._key(recipe, data)
 
 
 @pytest.mark.parametrize("module", [distances, models, mining, objectives, retrieval_data, training])
@@ -217,10 +233,11 @@ def test_other_words_rename_no_model(module, edited):
         assert edited(module, changed)._key(RECIPE, data) == recipes._key(RECIPE, data)
 
 
-@pytest.mark.parametrize("module", [metrics, data_package, attacks])
+@pytest.mark.parametrize("module", [metrics, data_package, attacks, auto_pgd])
 def test_code_that_decides_no_weight_renames_no_model(module, edited):
     again, data = edited(module, inspect.getsource(module) + "\nlast = 1\n"), some_data()
-    assert again._key(RECIPE, data) == recipes._key(RECIPE, data)
+    for recipe in (RECIPE, DEFENDED):
+        assert again._key(recipe, data) == recipes._key(recipe, data)
 
 
 def test_code_edited_during_a_training_does_not_name_the_model(monkeypatch):
@@ -270,12 +287,19 @@ def test_data_of_any_type_have_a_name(kind):
 def test_a_new_field_renames_no_model(monkeypatch):
     @dataclass(frozen=True)
     class Longer(Recipe):
-        defense: str = "none"
+        augmentation: str = "none"
 
-    monkeypatch.setitem(recipes.ADDED_LATER, "defense", "none")
+    monkeypatch.setitem(recipes.ADDED_LATER, "augmentation", "none")
     longer = Longer(**asdict(LONG))
     assert recipes._key(longer, some_data()) == recipes._key(LONG, some_data())
-    assert recipes._key(replace(longer, defense="act"), some_data()) != recipes._key(LONG, some_data())
+    assert recipes._key(replace(longer, augmentation="flips"), some_data()) != recipes._key(LONG, some_data())
+
+
+@pytest.mark.parametrize(("distance", "name"), [("N", "3dee678c74ddf11f"), ("E", "1289a508cef04e63")])
+def test_models_that_took_hours_keep_their_names(distance, name):
+    """A name is a promise: whoever has such a model must still find it. Raising the generation is what ends it."""
+    recipe = fashion_mnist("full", distance=distance, generation=1)
+    assert recipes._key(recipe, some_data()) == name
 
 
 # The code as the weights see it: where it changes them, GENERATION has to be raised, and these numbers with it
@@ -288,12 +312,14 @@ WEIGHTS_OF_THE_GENERATION = {
     (1, "N", "softhard"): -7.382475817467604,
     (1, "N", "distance"): -23.790806340183494,
     (1, "N", "hard"): -24.461219990659757,
+    (1, "N", "act"): 66.71124022522038,
 }
 
 
-def trained_a_little(distance="N", sampler="random"):
+def trained_a_little(distance="N", sampler="random", defense=None):
     """How far four steps of a full-scale recipe move the weights along a fixed direction; the same on any machine."""
-    recipe = fashion_mnist("full", distance=distance, sampler=sampler, steps=4, pairs=4)
+    changes = {"steps": 4, "pairs": 4} | ({"inner_steps": 4} if defense else {})
+    recipe = fashion_mnist("full", distance=distance, sampler=sampler, defense=defense, **changes)
     data, model = some_data(), recipes._initial_model(recipe).double()
     before = torch.nn.utils.parameters_to_vector(model.parameters()).clone()
     training.train(model, data.train, *recipes._plan(recipe))
@@ -303,11 +329,17 @@ def trained_a_little(distance="N", sampler="random"):
 
 @pytest.mark.parametrize(("distance", "sampler"), [*((d, "random") for d in "EC"), *(("N", s) for s in SAMPLERS)])
 def test_full_scale_weights_are_those_of_the_generation(distance, sampler):
-    found = trained_a_little(distance, sampler)
-    expected = WEIGHTS_OF_THE_GENERATION.get((recipes.GENERATION, distance, sampler))
-    assert found == pytest.approx(expected, rel=1e-6), (
+    assert_of_the_generation(trained_a_little(distance, sampler), distance, sampler)
+
+
+def test_full_scale_weights_of_a_defense_are_those_of_the_generation():
+    assert_of_the_generation(trained_a_little(defense="act"), "N", "act")
+
+
+def assert_of_the_generation(found, *key):
+    assert found == pytest.approx(WEIGHTS_OF_THE_GENERATION.get((recipes.GENERATION, *key)), rel=1e-6), (
         "full-scale models come out different now: raise recipes.GENERATION, so that they are trained again, and "
-        f"store ({recipes.GENERATION + 1}, {distance!r}, {sampler!r}): {found!r}"
+        f"store {(recipes.GENERATION + 1, *key)}: {found!r}"
     )
 
 
@@ -437,6 +469,33 @@ def test_the_published_recipe_of_fashion_mnist():
     """RobRank: 8 passes over 60,000 pairs, 128 pairs a batch, Adam 1e-3, weight decay 1e-7, 512 dimensions."""
     assert fashion_mnist("full") == Recipe("c2f2", 512, 8 * -(-60_000 // 128), 128, "N", "random", 1e-3, 1e-7, 0, 1)
     assert fashion_mnist("quick", seed=4, distance="C") == replace(FASHION_MNIST["quick"], seed=4, distance="C")
+
+
+def test_the_recipe_of_a_defense_brings_its_inner_attack():
+    """RobRank attacks in 32 steps of 3/255; eight of 12/255 reach as far."""
+    full, quick = (fashion_mnist(scale, defense="act") for scale in ("full", "quick"))
+    assert (full.eps, full.inner_step, full.inner_steps) == (77 / 255, 3 / 255, 32)
+    assert (quick.eps, quick.inner_step, quick.inner_steps) == (77 / 255, 12 / 255, 8)
+    assert fashion_mnist("quick", defense="act", inner_steps=2) == replace(quick, inner_steps=2)
+    assert fashion_mnist("quick", defense=None) == FASHION_MNIST["quick"]
+    objective, schedule = recipes._plan(replace(quick, sampler="softhard", distance="C"))
+    assert isinstance(objective, AntiCollapseTriplets)
+    assert (objective.sampler, objective.distance) == (mining.softhard, "C")
+    assert objective.search == attacks.PGD(77 / 255, 12 / 255, 8)
+    assert schedule == recipes._plan(FASHION_MNIST["quick"])[1]
+
+
+def test_a_defense_nobody_knows_is_refused():
+    with pytest.raises(ValueError, match=r"defense='ACT': expected one of \('act',\), or None"):
+        trained(replace(DEFENDED, defense="ACT"), some_data(), CPU)
+
+
+def test_a_defended_recipe_is_trained_and_kept(trainings):
+    first, again = (trained(DEFENDED, some_data(), CPU) for _ in range(2))
+    assert len(trainings) == 1
+    assert_same_weights(weights_of(again), weights_of(first))
+    plain = trained(RECIPE, some_data(), CPU)
+    assert not torch.equal(plain.model.backbone[0].weight, first.model.backbone[0].weight)
 
 
 @pytest.mark.slow

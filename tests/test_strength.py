@@ -16,7 +16,7 @@ from robret_lib.attacks.search.passes import Loss
 from robret_lib.distances import row_distance
 from tests.benchmarks.networks import ATTACKS, attacked, mean_loss, network
 
-pytestmark = pytest.mark.slow  # the network that resists is trained here, once
+pytestmark = pytest.mark.slow  # the network that resists is trained first, if nobody has
 EPS = 77 / 255
 
 

@@ -32,7 +32,7 @@ class Benign:
     def __len__(self) -> int:
         return len(self.embeddings)
 
-    def __getitem__(self, rows: slice) -> "Benign":
+    def __getitem__(self, rows: slice | Tensor) -> "Benign":
         own, labels = (None if given is None else given[rows] for given in (self.own, self.labels))
         return Benign(self.gallery, self.embeddings[rows], own, labels, self.attacked and self.attacked[rows])
 
@@ -53,16 +53,30 @@ class Benign:
         return drawn + (drawn >= self.own[:, None]) if skipped else drawn
 
 
+class ListLoss(NamedTuple):
+    """What an attack minimizes where it sees nothing but the answers of a search engine.
+
+    Args:
+        loss: ``[B]`` of lists ``[B, N]``: gallery positions, the nearest first.
+        left_out: Gallery positions ``[B]`` that the engine does not show, one for each image; None leaves out none.
+    """
+
+    loss: Callable[[Tensor], Tensor]
+    left_out: Tensor | None = None
+
+
 class Plan(NamedTuple):
     """An attack on one batch.
 
     Args:
         loss: What the search minimizes: ``[B]`` of embeddings ``[B, D]``.
         measures: What is reported, by name: ``[B]`` each, of embeddings ``[B, D]``.
+        answers: The same wish as a loss of lists, for `search.OnlyAnswers`; None where an attack has none.
     """
 
     loss: Callable[[Tensor], Tensor]
     measures: Callable[[Tensor], dict[str, Tensor]]
+    answers: ListLoss | None = None
 
 
 class Attack(Protocol):

@@ -75,11 +75,20 @@ class Gallery:
         return self if self.distance != "C" else replace(self, distance="N")
 
     @cached_property
+    def mean_distance(self) -> float:
+        """Mean distance between two items, from an even sample of at most 256 of them to all others."""
+        return self._mean_and_spread[0]
+
+    @cached_property
     def spread(self) -> float:
-        """Standard deviation of the distances between items, from an even sample of at most 256 of them to all others.
+        """Standard deviation of the distances between two items, from the same sample.
 
         The unit in which a temperature means the same for every distance and every model.
         """
+        return self._mean_and_spread[1]
+
+    @cached_property
+    def _mean_and_spread(self) -> tuple[float, float]:
         device, count = self.embeddings.device, min(SPREAD_SAMPLE, len(self))
         sample = torch.linspace(0, len(self) - 1, count, dtype=torch.float64).long().to(device)
         sums = torch.zeros(2, dtype=torch.float64, device=device)
@@ -87,7 +96,7 @@ class Gallery:
             distances = self.distances(part).double().scatter_(1, part[:, None], 0)  # to itself: counts for nothing
             sums += torch.stack([distances.sum(), distances.square().sum()])
         mean, mean_square = sums / (count * (len(self) - 1))
-        return (mean_square - mean.square()).clamp(min=0).sqrt().item()
+        return mean.item(), (mean_square - mean.square()).clamp(min=0).sqrt().item()
 
     @cached_property
     def sample(self) -> Tensor:

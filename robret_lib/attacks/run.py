@@ -4,9 +4,7 @@ An attack (`attack.Attack`) knows neither the search nor the batches; a search (
 images and a loss. They meet here.
 """
 
-import functools
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +13,15 @@ from tqdm import tqdm
 from robret_lib.attacks.attack import Attack, Benign
 from robret_lib.attacks.gallery import Gallery
 from robret_lib.attacks.search.ball import check_images
-from robret_lib.attacks.search.passes import Loss, Search
+from robret_lib.attacks.search.passes import Search
 from robret_lib.data import as_float, check_labels
 from robret_lib.models import EmbeddingModel, distance_of, embed
 
 PLAN_BYTES = 512 * 2**20
 """What an attack may keep for one batch. Wide attacks on large galleries run in smaller batches than asked for."""
+
+PART = 256
+"""How many rows a search may ask a part of the loss for at once, where the attack keeps little."""
 
 BYTES_PER_DISTANCE = 40
 """What a distance takes while a plan is prepared, with its place in the order and the running sum."""
@@ -86,12 +87,10 @@ def run(
     for start in tqdm(range(0, len(images), size), disable=not progress):
         rows = slice(start, start + size)
         batch = as_float(images[rows].to(benign.embeddings.device))
-        chosen = None if targets is None else targets[rows]
-        plan = attack.plan(benign[rows], chosen)
-        unattacked = plan.measures(benign.embeddings[rows])  # a plan may remember what the search showed it
-        wanted = _Wanted(plan.loss, functools.partial(spaces.loss, attack, rows, chosen))
+        wanted = _Wanted(attack, spaces, model, rows, None if targets is None else targets[rows])
+        unattacked = wanted.plan.measures(benign.embeddings[rows])  # a plan may remember what the search showed it
         adversarial = search(spaces.counted(model), batch, wanted, generator)
-        parts.append((adversarial.to(images.device), unattacked, plan.measures(embed(model, adversarial))))
+        parts.append((adversarial.to(images.device), unattacked, wanted.plan.measures(embed(model, adversarial))))
     attacked, before, after = zip(*parts, strict=True)
     return Result(
         torch.cat(attacked),
@@ -129,17 +128,6 @@ class _Counted(nn.Module):
         self.passes.backward += len(gradient)
 
 
-@dataclass
-class _Wanted:
-    """The loss of one batch; `on` gives the same loss in the space of another network, and that network, counted."""
-
-    loss: Loss
-    on: Callable[[nn.Module], tuple[nn.Module, "_Wanted"]] = field(repr=False)
-
-    def __call__(self, embeddings: Tensor) -> Tensor:
-        return self.loss(embeddings)
-
-
 class _Spaces:
     """The benign side in the embedding space of each network that takes part, computed when first asked for."""
 
@@ -162,18 +150,46 @@ class _Spaces:
     def counted(self, network: nn.Module) -> _Counted:
         return _Counted(network, self.passes)
 
-    def loss(
-        self, attack: Attack, rows: slice, targets: Tensor | None, network: EmbeddingModel
-    ) -> tuple[_Counted, _Wanted]:
-        """A network, counted, and the loss of some rows in its space."""
+    def benign(self, network: EmbeddingModel) -> Benign:
         if network not in self._benign:
             if self.gallery.images is None:
                 raise ValueError("the gallery has no images to embed with the surrogate: build it by Gallery.of")
             _check_device(network, self.gallery, "surrogate")
             attacked = next(iter(self._benign.values()))
             self.add(network, Gallery.of(network, self.gallery.images, self.gallery.labels), attacked)
-        plan = attack.plan(self._benign[network][rows], targets)
-        return self.counted(network), _Wanted(plan.loss, functools.partial(self.loss, attack, rows, targets))
+        return self._benign[network]
+
+
+class _Wanted:
+    """The loss of some of the images in the space of a network: what a search is given as its `Loss`.
+
+    Searches that ask for more than a loss find here: the same loss for another network (`on`) and for some of the
+    images, each as often as is liked (`part`), how many of them are planned at once (`at_once`), the `gallery`, and the
+    loss of lists (`plan.answers`).
+    """
+
+    def __init__(
+        self, attack: Attack, spaces: _Spaces, network: EmbeddingModel, rows: slice | Tensor, targets: Tensor | None
+    ) -> None:
+        benign = spaces.benign(network)
+        self.plan = attack.plan(benign[rows], targets)
+        self.gallery, self.at_once = benign.gallery, _rows_at_once(attack, benign.gallery, PART)
+        self._made_of = attack, spaces, network, rows, targets
+
+    def __call__(self, embeddings: Tensor) -> Tensor:
+        return self.plan.loss(embeddings)
+
+    def on(self, network: EmbeddingModel) -> tuple[_Counted, "_Wanted"]:
+        """Another network, counted, and the same loss in its space."""
+        attack, spaces, _, rows, targets = self._made_of
+        return spaces.counted(network), _Wanted(attack, spaces, network, rows, targets)
+
+    def part(self, chosen: Tensor) -> "_Wanted":
+        """The loss of the images number ``chosen [R]`` among these; any may come more than once."""
+        attack, spaces, network, rows, targets = self._made_of
+        if isinstance(rows, slice):
+            rows = torch.arange(rows.start, rows.stop, device=chosen.device)
+        return _Wanted(attack, spaces, network, rows[chosen], None if targets is None else targets[chosen])
 
 
 def _rows_at_once(attack: Attack, gallery: Gallery, batch_size: int) -> int:

@@ -4,7 +4,6 @@ import torch
 
 from robret_lib import attacks, data, models, recipes
 from robret_lib.attacks import embedding, ranking
-from tests.adversarial_training import resisting_network
 
 ATTACKS = {
     "CA+": ranking.CandidateAttack("raise"),
@@ -31,11 +30,8 @@ def network(name: str) -> tuple[models.EmbeddingModel, attacks.Gallery]:
     """ "none N", "none E", "none C" (no defense, by distance) or "ACT N", at quick scale; and its labeled gallery."""
     dataset = data.load("fashion-mnist", "quick")
     defense, distance = name.split()
-    if defense == "ACT":
-        model = resisting_network(dataset)
-    else:
-        recipe = recipes.fashion_mnist("quick", distance=distance)
-        model = recipes.trained(recipe, dataset, torch.device("cpu")).model
+    recipe = recipes.fashion_mnist("quick", defense=None if defense == "none" else defense.lower(), distance=distance)
+    model = recipes.trained(recipe, dataset, torch.device("cpu")).model
     return model, attacks.Gallery.of(model, dataset.gallery.images, dataset.gallery.labels)
 
 

@@ -5,8 +5,26 @@ Every search is called as ``search(model, images, loss_fn, generator) -> images`
 
 from robret_lib.attacks.search.auto_pgd import AutoPGD
 from robret_lib.attacks.search.averaged import Averaged
+from robret_lib.attacks.search.beta import Beta
+from robret_lib.attacks.search.nes import NES
 from robret_lib.attacks.search.passes import Loss, Search
 from robret_lib.attacks.search.pgd import PGD, pgd
+from robret_lib.attacks.search.pso import PSO
+from robret_lib.attacks.search.random import RandomSearch
+from robret_lib.attacks.search.spsa import SPSA
 from robret_lib.attacks.search.transfer import Transfer
 
-__all__ = ["PGD", "AutoPGD", "Averaged", "Loss", "Search", "Transfer", "pgd"]
+__all__ = [
+    "NES",
+    "PGD",
+    "PSO",
+    "SPSA",
+    "AutoPGD",
+    "Averaged",
+    "Beta",
+    "Loss",
+    "RandomSearch",
+    "Search",
+    "Transfer",
+    "pgd",
+]

@@ -1,0 +1,24 @@
+"""Simultaneous perturbation stochastic approximation: the gradient from random signs."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from robret_lib.attacks.search.antithetic import Antithetic
+from robret_lib.attacks.search.values import Draws
+
+
+@dataclass(frozen=True)
+class SPSA(Antithetic):
+    """Steps by the sign of a gradient estimated with random signs (Uesato et al. 2018). See `Antithetic`.
+
+    The settings are those of the order attack (Zhou et al., ICCV 2021), whose noise keeps its size at any radius.
+
+    Args:
+        sigma: Size of the noise, in pixel units.
+    """
+
+    sigma: float = 2 / 255
+
+    def noise(self, draws: Draws, size: int, shape: tuple[int, ...]) -> Tensor:
+        return self.sigma * draws.signs(size, *shape)
