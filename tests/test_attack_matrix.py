@@ -19,6 +19,7 @@ from robret_lib.attacks import (
     RandomSearch,
     Transfer,
     embedding,
+    hub,
     neighbors,
     ranking,
 )
@@ -44,8 +45,9 @@ ATTACKS = {
     "SMA": neighbors.SelfMetric(),
     "FNA": neighbors.FurthestNegative(),
     "OA": OrderAttack(3),
+    "hub": hub.Hub(),
 }
-LOWERED = {"CA+", "QA+", "SPQA+", "LTM", "GTM", "GTT", "hard margin", "soft margin", "Panum", "FNA"}
+LOWERED = {"CA+", "QA+", "SPQA+", "LTM", "GTM", "GTT", "hard margin", "soft margin", "targeted margin", "Panum", "FNA"}
 """Attacks whose first measure falls; that of the others rises."""
 
 

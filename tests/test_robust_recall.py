@@ -111,7 +111,7 @@ def test_the_batches_of_the_run_do_not_matter(model, monkeypatch):
 
 
 def test_another_seed_draws_other_starts(model):
-    results = [robust_recall(model, searched_in_itself(100), 0.03, queries=60, seed=seed) for seed in (0, 0, 1)]
+    results = [robust_recall(model, searched_in_itself(100), 0.02, seed=seed) for seed in (0, 0, 1)]
     assert torch.equal(results[0].images, results[1].images)
     assert not torch.equal(results[0].images, results[2].images)
 
@@ -231,7 +231,7 @@ def test_a_checkpoint_of_other_data_or_another_surrogate_is_refused(model, model
         changed = RetrievalData("toy", data.train, query, gallery, NAMES, protocol)
         with pytest.raises(ValueError, match=f"was written with other .*{name}.*: move it"):
             robust_recall(model, changed, **arguments)
-    with pytest.raises(ValueError, match="was written with other surrogate: move it"):
+    with pytest.raises(ValueError, match="was written with other surrogate 1: move it"):
         robust_recall(model, data, **arguments | {"surrogate": models["E"]})
     (tmp_path / "c.images0").unlink()
     with pytest.raises(
