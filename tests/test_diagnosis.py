@@ -9,7 +9,8 @@ import torch
 from docutils.nodes import make_id
 from torch.nn.functional import one_hot
 
-from robret_lib import checks, data
+from robret_lib import attacks, checks, data
+from robret_lib.attacks.embedding import EmbeddingShift
 from robret_lib.checks.findings import found
 from robret_lib.data import Protocol, Split
 from tests.benchmarks.networks import network
@@ -139,15 +140,41 @@ def test_a_model_that_finds_nothing_has_nothing_to_lose(model, toy):
         checks.diagnose(model, alone, EPS)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("eps", [8 / 255, 77 / 255])
-@pytest.mark.parametrize("name", ["none N", "ACT N"])
-def test_trained_networks_raise_no_alarm(name, eps):
-    """Neither one that resists nor one that does not, at a radius that breaks some and at one that breaks all."""
+# On Fashion-MNIST: a network without a defense, and one that was trained to resist
+
+
+def trained(name):
     try:
-        model, _ = network(name)
-        fashion = data.load("fashion-mnist", "quick")
+        return network(name), data.load("fashion-mnist", "quick")
     except data.DataError as error:
         pytest.skip(f"needs Fashion-MNIST: {error}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, eps", [("none N", 8 / 255), ("ACT N", 8 / 255), ("ACT N", 77 / 255)])
+def test_trained_networks_raise_no_alarm(name, eps):
+    """At a radius that breaks some of the queries, and at one that breaks all."""
+    (model, _), fashion = trained(name)
     report = checks.diagnose(model, fashion, eps)
     assert report.ok, report
+
+
+@pytest.mark.slow
+def test_a_killed_gradient_of_a_trained_network_is_found_at_a_small_radius():
+    (model, _), fashion = trained("none N")
+    report = checks.diagnose(GradientKiller(model, "random"), fashion, 8 / 255)
+    assert warned(report) >= {"gradient is the slope", "black box"}, report
+
+
+@pytest.mark.slow
+def test_the_published_search_stops_while_the_loss_of_a_defended_network_still_falls():
+    """32 steps of 3/255 away from the benign embedding, as in the tables; the strong search comes to rest."""
+    (model, gallery), _ = trained("ACT N")
+    own, found = torch.arange(60), []
+    for search in (attacks.PGD(77 / 255, 3 / 255, 32), attacks.AutoPGD(77 / 255, 32)):
+        overheard = checks.Overheard(EmbeddingShift())
+        result = attacks.run(overheard, model, gallery.images[own], gallery, search, own)
+        right = result.benign["recall_at_1"] > 0
+        survived = (result.measured["recall_at_1"] > 0)[right]
+        found.append(checks.evaluation.loss_at_the_end(overheard.losses[:, right], survived).ok)
+    assert found == [False, True]
