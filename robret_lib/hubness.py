@@ -30,14 +30,14 @@ def k_occurrence(probes: Tensor, gallery: Tensor, k: int = 10, self_excluded: bo
     available = len(gallery) - (self_excluded is not False)
     if not 1 <= k <= available:
         raise ValueError(f"k={k}: expected 1 to {available}, the gallery items to choose from")
-    centered, own = Centered.of(gallery), self_excluded
+    centered = Centered.of(gallery)
+    own = torch.arange(len(probes)) if self_excluded is True else self_excluded
     counts = torch.zeros(len(gallery), dtype=torch.int64, device=gallery.device)
     for start in range(0, len(probes), CHUNK):
         rows = slice(start, start + CHUNK)
         distances = centered.distances_from(probes[rows].to(gallery.device))
         if own is not False:
-            positions = torch.arange(len(probes))[rows] if own is True else own[rows]
-            distances.scatter_(1, positions[:, None].to(gallery.device), torch.inf)
+            distances.scatter_(1, own[rows, None].to(gallery.device), torch.inf)
         counts += distances.topk(k, dim=1, largest=False).indices.flatten().bincount(minlength=len(gallery))
     return counts
 

@@ -630,3 +630,21 @@ def test_classes_are_asked_for(name, model, gallery, searched):
 def test_an_impossible_mode_is_refused(name):
     with pytest.raises(ValueError, match="mode='published': expected 'fixed' or 'reference'"):
         PUBLISHED[name]("published")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_on_a_gpu_targets_and_measures_are_those_of_the_cpu(name, mode, models, galleries, searched):
+    found = {}
+    for device in ("cpu", "cuda"):
+        model, gallery = models["N"].to(device), gallery_on(device, galleries["N"])
+        arguments = PUBLISHED[name](mode), model, searched[OWN], gallery, PGD(0.1, 0.1, 1), OWN
+        found[device] = attacks.run(*arguments, generator=seeded())
+    models["N"].cpu()
+    on_cpu, on_gpu = found.values()
+    assert (on_cpu.targets is None) or (on_cpu.targets == on_gpu.targets).double().mean() > 0.98
+    for measure, values in on_cpu.measured.items():
+        assert on_gpu.measured[measure].device.type == "cpu"
+        assert on_gpu.measured[measure].mean().item() == pytest.approx(values.mean().item(), rel=0.05, abs=0.01)

@@ -26,10 +26,11 @@ def outcomes(both, first_only, second_only, neither):
 
 
 @pytest.mark.parametrize("check", NO_FEWER)
-@pytest.mark.parametrize("disagree", [1, 6, 7, 12, 40, 500])
+@pytest.mark.parametrize("disagree", [1, 6, 7, 40, 500])
 def test_where_two_attacks_disagree_the_weaker_may_not_win_more_often_than_a_coin(check, disagree):
     """The exact sign test: the least number of wins that a coin reaches in at most one case of a hundred."""
-    for wins in range(disagree + 1):
+    allowed = int(binom.isf(0.01, disagree, 0.5))
+    for wins in {0, max(0, allowed - 1), allowed, min(disagree, allowed + 1), min(disagree, allowed + 2), disagree}:
         finding = NO_FEWER[check](*outcomes(30, wins, disagree - wins, 11))
         assert finding.name == check
         assert finding.ok == (binom.sf(wins - 1, disagree, 0.5) > 0.01)
@@ -39,7 +40,7 @@ def test_where_two_attacks_disagree_the_weaker_may_not_win_more_often_than_a_coi
 
 @pytest.mark.parametrize("count", [20, 64, 1000])
 def test_values_may_break_one_in_a_hundred_that_gradients_left(count):
-    for new in range(0, 40 if count > 40 else count + 1):
+    for new in (0, 1, 2, 3, 4, 18, 19, 20):
         white, black = outcomes(count - new, 0, new, 0) if new < count else outcomes(0, 0, new, 0)
         finding = evaluation.black_box(white, black)
         assert finding.ok == (binom.sf(new - 1, count, 0.01) > 0.01)
@@ -50,7 +51,7 @@ def test_values_may_break_one_in_a_hundred_that_gradients_left(count):
 
 @pytest.mark.parametrize("chance", [0.1, 0.5])
 def test_gray_images_leave_what_one_answer_for_all_would_get_right(chance):
-    for left in range(101):
+    for left in (0, 10, 17, 18, 19, 20, 61, 62, 63, 64, 100):
         survived = torch.arange(100) < left
         assert evaluation.unlimited_radius(survived, chance).ok == (binom.sf(left - 1, 100, chance) > 0.01)
     assert evaluation.unlimited_radius(torch.ones(50, dtype=torch.bool), 1.0).ok

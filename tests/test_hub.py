@@ -5,13 +5,17 @@ import torch
 
 from robret_lib import attacks
 from robret_lib.attacks import AutoPGD, Benign, Gallery
-from robret_lib.attacks.hub import CentroidHub, Hub
+from robret_lib.attacks.hub import CentroidHub, HiddenHub, Hub
 from robret_lib.hubness import hubness, k_occurrence
 from robret_lib.models import embed
 from tests.small_retrieval import DEVICES, DISTANCES, SIZE, gallery_on, seeded, some_split
 
 OWN = torch.arange(3, SIZE, 60)
 SEARCH = AutoPGD(0.2, 20)
+
+
+def name_of(attack):
+    return type(attack).__name__
 
 
 def distance(u, v):
@@ -24,19 +28,15 @@ def slow_limit(query, gallery, k, left_out):
     return sorted(d.item() for x, d in enumerate(distances) if x not in (query, left_out))[k - 1]
 
 
-def slow_reach(found, own, gallery, queries, k):
-    """Percent of the queries with the found embedding among their first k, where it has taken the place of ``own``."""
-    embeddings, hits = gallery.embeddings.double().clone(), 0
-    if own is None:
-        embeddings = torch.cat([embeddings, found[None].double()])
-        own = len(embeddings) - 1
-    embeddings[own] = found.double()
-    queries = [q for q in queries if q != own]
-    for query in queries:
-        order = distance(embeddings[query], embeddings).argsort().tolist()
-        order.remove(query)
-        hits += own in order[:k]
-    return 100 * hits / len(queries)
+def slow_hits(found, own, gallery, k):
+    """The queries with the found embedding among their first k, where it has taken the place of ``own``."""
+    embeddings = torch.cat([gallery.embeddings.double(), found[None].double()])
+    new, hits = len(gallery), []
+    for query in range(len(gallery)):
+        order = (embeddings[query] - embeddings).norm(dim=1).argsort().tolist()
+        if query != own and new in [x for x in order if x not in (query, own)][:k]:
+            hits.append(query)
+    return hits
 
 
 def few(gallery, count=60):
@@ -71,6 +71,26 @@ def test_the_loss_is_the_share_of_the_seen_queries_with_soft_steps(own, name, ga
         assert loss.item() == pytest.approx(-torch.stack(steps).mean().log().item(), rel=1e-3, abs=1e-4)
 
 
+def test_a_hidden_hub_pays_for_every_query_above_the_ceiling(gallery):
+    """Twice the logarithm of how often all queries show it, beyond the ceiling; nothing below."""
+    own = torch.arange(6)
+    benign = Benign(gallery, gallery.embeddings[own], own)
+    embeddings = moved(gallery.embeddings[own], gallery)
+    hub = Hub(seen=30, concept=2)
+    targets = hub.targets(benign, seeded(3))
+    wanted = hub.plan(benign, targets).loss(embeddings)
+    everyone = torch.cat([Hub(seen=SIZE - 1).targets(benign, seeded()), torch.zeros(6, 1, dtype=torch.long)], 1)
+    missing = set(range(SIZE)) - set(everyone[0, :-1].tolist())
+    everyone[:, -1] = missing.pop()
+    share = (-hub.plan(benign, everyone).loss(embeddings)).exp()
+    for ceiling in (0.2, 1.0, 50.0):
+        losses = HiddenHub(seen=30, concept=2, ceiling=ceiling).plan(benign, targets).loss(embeddings)
+        torch.testing.assert_close(
+            losses, wanted + 2 * (100 * share / ceiling).log().clamp(min=0), rtol=1e-5, atol=1e-5
+        )
+    assert share.min() < 0.01 < share.max() * 5
+
+
 @pytest.mark.parametrize("name", DISTANCES)
 def test_the_loss_of_the_centroid(name, galleries):
     gallery, own = few(galleries[name]), torch.arange(6)
@@ -85,7 +105,9 @@ def test_the_loss_of_the_centroid(name, galleries):
 
 
 @pytest.mark.parametrize("name", DISTANCES)
-@pytest.mark.parametrize("attack", [Hub(k=5, seen=20), CentroidHub(seen=20)], ids=["hub", "centroid"])
+@pytest.mark.parametrize(
+    "attack", [Hub(k=5, seen=20), HiddenHub(k=5, seen=20, ceiling=0.1), CentroidHub(seen=20)], ids=name_of
+)
 def test_the_gradient(attack, name, galleries):
     """Against differences, in float64."""
     single, own = galleries[name], torch.arange(5)
@@ -106,8 +128,11 @@ def test_the_reach_is_counted_in_whole_rankings(concept, own, name, models, gall
     seen = result.targets[0].tolist()
     sets = {"reach": [q for q in pool if q not in seen], "reach_seen": seen, "reach_everywhere": list(range(SIZE))}
     for i, found in enumerate(embed(models[name], result.images)):
+        itself = None if own is None else own[i].item()
+        hits = slow_hits(found, itself, gallery, 10)
         for measure, queries in sets.items():
-            expected = slow_reach(found, None if own is None else own[i].item(), gallery, queries, 10)
+            queries = [q for q in queries if q != itself]
+            expected = 100 * len(set(hits) & set(queries)) / len(queries)
             assert result.measured[measure][i].item() == pytest.approx(expected, abs=110 / len(queries))  # one tie
     assert result.measured["reach_seen"].mean() > result.benign["reach_seen"].mean()
 
@@ -141,7 +166,7 @@ def test_a_concept_of_several_labels_is_a_column(gallery):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("attack", [Hub(), CentroidHub(), Hub(seen=20, concept=1)], ids=["hub", "centroid", "concept"])
+@pytest.mark.parametrize("attack", [Hub(), CentroidHub(), HiddenHub(seen=20, concept=1)], ids=name_of)
 def test_batches_do_not_matter(attack, device, model, gallery, searched):
     model, gallery = model.to(device), gallery_on(device, gallery)
     whole, parts = [
@@ -169,7 +194,7 @@ def test_the_slope_does_not_vanish_far_away(gallery):
 def test_a_collapsed_gallery_is_attacked_without_harm():
     embeddings = torch.nn.functional.normalize(torch.ones(SIZE, 16), dim=1)
     benign = Benign(Gallery(embeddings), embeddings[:4], torch.arange(4))
-    for attack in (Hub(), CentroidHub()):
+    for attack in (Hub(), CentroidHub(), HiddenHub()):
         there = embeddings[:4].clone().requires_grad_(True)
         plan = attack.plan(benign, attack.targets(benign, seeded()))
         (gradient,) = torch.autograd.grad(plan.loss(there).sum(), there)
@@ -197,12 +222,13 @@ def test_a_hub_reaches_further_than_any_item_and_its_unseen_queries_too(name, mo
     [
         ({"k": 0}, "k=0: expected a whole number"),
         ({"seen": 0}, "seen=0: expected a whole number"),
+        ({"ceiling": 0}, "ceiling=0: expected percent, above 0 and at most 100"),
         ({"temperature": 0}, "temperature=0: expected a finite number above 0"),
     ],
 )
 def test_impossible_fields_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        Hub(**fields)
+        HiddenHub(**fields)
 
 
 def test_a_hub_needs_queries_it_has_not_seen(gallery):
@@ -250,3 +276,29 @@ def test_an_impossible_depth_is_refused(k, gallery):
     items = gallery.embeddings[:70]
     with pytest.raises(ValueError, match=f"k={k}: expected 1 to 69"):
         k_occurrence(items, items, k, self_excluded=True)
+
+
+def test_the_detector_finds_hubs_and_the_hub_that_knows_of_it_hides(gallery, model, searched):
+    """The threshold is the largest score of the clean gallery, and so is the ceiling, in counts."""
+    clean = k_occurrence(gallery.embeddings, gallery.embeddings, 10, self_excluded=True)
+    ceiling = 100 * clean.max().item() / SIZE
+    own, search = OWN[gallery.labels[OWN] != 1], AutoPGD(0.3, 30)
+    scores, reach = {}, {}
+    for name, attack in {
+        "hub": Hub(seen=250),
+        "concept": Hub(seen=20, concept=1),
+        "hidden": HiddenHub(seen=20, concept=1, ceiling=0.8 * ceiling),
+    }.items():
+        result = attacks.run(attack, model, searched[own], gallery, search, own, generator=seeded())
+        reach[name] = result.measured["reach"].mean()
+        found = embed(model, result.images)
+        worlds = [
+            gallery.embeddings.index_copy(0, at, item) for at, item in zip(own.split(1), found.split(1), strict=True)
+        ]
+        counts = [k_occurrence(world, world, 10, self_excluded=True) for world in worlds]
+        scores[name] = torch.stack([hubness(each)[at] for each, at in zip(counts, own, strict=True)])
+    threshold = hubness(clean).max()
+    assert (scores["hub"] > threshold).double().mean() > 0.5
+    assert (scores["hidden"] <= threshold).all()
+    assert scores["hidden"].mean() < scores["concept"].mean()
+    assert reach["hidden"] > 40

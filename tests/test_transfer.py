@@ -13,8 +13,14 @@ OWN = torch.arange(0, 500, 5)
 SEARCH = PGD(0.15, 0.03, 12)
 ATTACKS = {
     "CA+": ranking.CandidateAttack("raise"),
+    "CA-": ranking.CandidateAttack("lower"),
+    "QA+": ranking.QueryAttack("raise"),
     "QA-": ranking.QueryAttack("lower"),
+    "TMA": embedding.TargetedMismatch(),
     "ES": embedding.EmbeddingShift(),
+    "LTM": embedding.LearningToMisrank(),
+    "GTM": embedding.GreedyTop1Misrank(),
+    "GTT": embedding.GreedyTop1Translocation(),
     "margin": embedding.Margin(),
     "OA": OrderAttack(3),
 }

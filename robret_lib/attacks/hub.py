@@ -1,5 +1,6 @@
 """A hub: one gallery image that is among the first k answers to as many queries as possible, seen or not."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,9 +16,15 @@ from robret_lib.distances import Centered, row_distance
 TINY = 1e-12
 """Temperature of a gallery whose distances are all alike."""
 
+WEIGHT = 2.0
+"""Of what `HiddenHub` avoids against what it wants, both logarithms of shares: above 1, so that the hub yields."""
 
-class Seen(NamedTuple):
-    """The queries an attacker of B images has, for each image.
+Loss = Callable[[Tensor], Tensor]
+"""``[B]`` of embeddings ``[B, D]``."""
+
+
+class Queries(NamedTuple):
+    """Some queries, as B images see them.
 
     Args:
         embeddings: ``[m, D]``, the same for all images.
@@ -28,6 +35,9 @@ class Seen(NamedTuple):
     embeddings: Tensor
     limits: Tensor
     counted: Tensor
+
+    def at(self, positions: Tensor) -> "Queries":
+        return Queries(self.embeddings[positions], self.limits[:, positions], self.counted[:, positions])
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ class Hub:
         k: How many answers a query shows.
         seen: How many queries the attacker knows.
         concept: The class whose queries count, seen and not, or None for all; for multi-hot labels a column.
+            Queries of one class are few among all, so that such a hub is hard to find by counting.
         temperature: T, in units of the `Gallery.spread` of Euclidean distances.
 
     Threat model: knowledge, white-box: network, gallery, and some queries of the kind to come, but not those. Goal,
@@ -77,33 +88,23 @@ class Hub:
         return drawn.to(benign.embeddings.device).expand(len(benign), -1)
 
     def plan(self, benign: Benign, targets: Tensor) -> Plan:
-        gallery, own = benign.gallery.euclidean, benign.own
-        limits = _limits(gallery, self.k, own).expand(len(benign), -1)
-        counted = torch.ones_like(limits, dtype=torch.bool)
-        if own is not None:
-            counted.scatter_(1, own[:, None], False)
-        is_seen = torch.zeros(len(gallery), dtype=torch.bool, device=limits.device)
+        gallery = benign.gallery.euclidean
+        everyone = _everyone(benign, gallery, self.k)
+        is_seen = torch.zeros(len(gallery), dtype=torch.bool, device=targets.device)
         is_seen[targets[0]] = True
-        wanted = torch.zeros_like(is_seen).index_fill_(0, self._pool(benign.gallery).to(limits.device), True)
-        seen = Seen(gallery.embeddings[targets[0]], limits[:, targets[0]], counted[:, targets[0]])
+        wanted = torch.zeros_like(is_seen).index_fill_(0, self._pool(benign.gallery).to(targets.device), True)
+        sets = {"reach": wanted & ~is_seen, "reach_seen": is_seen, "reach_everywhere": torch.ones_like(is_seen)}
 
         def measures(embeddings: Tensor) -> dict[str, Tensor]:
-            reached = gallery.exact_distances_from(embeddings) < limits
-            sets = {"reach": wanted & ~is_seen, "reach_seen": is_seen, "reach_everywhere": torch.ones_like(is_seen)}
-            return {name: _percent(reached, counted & chosen) for name, chosen in sets.items()}
+            reached = gallery.exact_distances_from(embeddings) < everyone.limits
+            return {name: _percent(reached, everyone.counted & chosen) for name, chosen in sets.items()}
 
-        return Plan(self._loss(seen, gallery), measures)
-
-    def _loss(self, seen: Seen, gallery: Gallery) -> Callable[[Tensor], Tensor]:
         temperature = max(self.temperature * gallery.spread, TINY)
-        queries = Centered.of(seen.embeddings)
-        log_weight = seen.counted.double().log() - seen.counted.sum(1, keepdim=True).clamp(min=1).log()
+        return Plan(self._loss(everyone.at(targets[0]), everyone, temperature), measures)
 
-        def loss(embeddings: Tensor) -> Tensor:
-            closeness = (seen.limits - _Distances.apply(embeddings, queries)) / temperature
-            return -(torch.nn.functional.logsigmoid(closeness) + log_weight).logsumexp(1)
-
-        return loss
+    def _loss(self, seen: Queries, everyone: Queries, temperature: float) -> Loss:
+        log_share = _soft_log_share(seen, temperature)
+        return lambda embeddings: -log_share(embeddings)
 
     def _pool(self, gallery: Gallery) -> Tensor:
         """Gallery positions of all queries that count."""
@@ -120,15 +121,45 @@ class CentroidHub(Hub):
     """Perturb a gallery item until it points the way the mean of the seen queries does.
 
     Minimizes ``1 - cos(c~, mean q)`` (Zhang et al. 2024, arXiv 2412.14113; public code Tingwei-Zhang/adv_hub,
-    `pgd_step`, with 1,000 steps of 0.02 that fall by a tenth every 300, eps = 16/255, 100 queries). Where the
-    embeddings surround the origin evenly, the mean of all queries is near none of them, and this loss leads nowhere;
-    between images and captions, which lie apart, it is enough. All else as of `Hub`; its temperature is not used.
+    `pgd_step`, with 1,000 steps of 0.02 that fall by a tenth every 300, eps = 16/255, 100 queries). Where queries are
+    of the gallery's kind, their mean is near none of them, and this loss leads nowhere; where they lie apart from the
+    gallery, as captions do from images, it is enough. All else as of `Hub`; its temperature is not used.
     """
 
-    def _loss(self, seen: Seen, gallery: Gallery) -> Callable[[Tensor], Tensor]:
+    def _loss(self, seen: Queries, everyone: Queries, temperature: float) -> Loss:
         share = seen.counted / seen.counted.sum(1, keepdim=True).clamp(min=1)
         centroid = share.to(seen.embeddings) @ seen.embeddings
         return lambda embeddings: 1 - torch.cosine_similarity(embeddings, centroid, dim=1)
+
+
+@dataclass(frozen=True)
+class HiddenHub(Hub):
+    """A hub that knows of a detector: as far as it goes among the seen queries, but below a share of all of them.
+
+    To the loss of `Hub` it adds twice ``[log r - log(ceiling / 100)]_+``, where r is the share of all gallery items,
+    taken as queries, that have the image among their first k, with the same soft steps: what a detector that counts
+    the k-occurrence (`hubness`) looks at. Together with a concept, whose queries are few among all, the hub may reach
+    most of what it wants and stay in the crowd.
+
+    Args:
+        k, seen, concept, temperature: As of `Hub`.
+        ceiling: The share of all queries in percent (measure ``reach_everywhere``) above which the alarm goes off.
+
+    Threat model: as of `Hub`; knowledge also of the detector, with its threshold. Success, the reach of all unseen
+    queries where the alarm does not go off, else none.
+    """
+
+    ceiling: float = 5.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.ceiling <= 100:
+            raise ValueError(f"ceiling={self.ceiling}: expected percent, above 0 and at most 100")
+
+    def _loss(self, seen: Queries, everyone: Queries, temperature: float) -> Loss:
+        log_share, log_noise = _soft_log_share(seen, temperature), _soft_log_share(everyone, temperature)
+        log_ceiling = math.log(self.ceiling / 100)
+        return lambda embeddings: WEIGHT * (log_noise(embeddings) - log_ceiling).clamp(min=0) - log_share(embeddings)
 
 
 class _Distances(torch.autograd.Function):
@@ -146,6 +177,27 @@ class _Distances(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         embeddings, distances = ctx.saved_tensors
         return ctx.points.pulled_back(upstream.to(distances, copy=True), embeddings, distances), None
+
+
+def _soft_log_share(queries: Queries, temperature: float) -> Loss:
+    """Logarithm of the share of the counted queries that have an image among their first k, ``[B]``, soft steps."""
+    points = Centered.of(queries.embeddings)
+    log_weight = queries.counted.double().log() - queries.counted.sum(1, keepdim=True).clamp(min=1).log()
+
+    def log_share(embeddings: Tensor) -> Tensor:
+        closeness = (queries.limits - _Distances.apply(embeddings, points)) / temperature
+        return (torch.nn.functional.logsigmoid(closeness) + log_weight).logsumexp(1)
+
+    return log_share
+
+
+def _everyone(benign: Benign, gallery: Gallery, k: int) -> Queries:
+    """All gallery items as queries."""
+    limits = _limits(gallery, k, benign.own).expand(len(benign), -1)
+    counted = torch.ones_like(limits, dtype=torch.bool)
+    if benign.own is not None:
+        counted.scatter_(1, benign.own[:, None], False)
+    return Queries(gallery.embeddings, limits, counted)
 
 
 def _limits(gallery: Gallery, k: int, own: Tensor | None) -> Tensor:

@@ -19,7 +19,7 @@ class OrderAttack:
     Minimizes ``L_ReO + xi L_QA+``: with c_1, ..., c_k the wanted order, the mean over pairs i < j of
     ``[d(q~, c_i) - d(q~, c_j)]_+``, and the mean over the k items c and all gallery items x of
     ``[d(q~, c) - d(q~, x)]_+`` (Zhou et al., "Practical Relative Order Attack in Deep Ranking", ICCV 2021).
-    Where only lists are seen (`search.OnlyAnswers`), maximizes `short_range_ranking_correlation` instead.
+    Where only lists are seen (`only_answers.OnlyAnswers`), maximizes `short_range_ranking_correlation` instead.
 
     The targets are the k items in the wanted order. Measures ``tau``, Kendall's rank correlation between the wanted
     order and the one obtained, in [-1, 1], a pair of equal distances counting 0; and ``mean_rank``, the mean number of
@@ -33,12 +33,10 @@ class OrderAttack:
             less than half (the published code, `RankLossFullOrderMXAttack`). "fixed" leaves the query out, and takes
             the mean over the pairs.
 
-    Threat model:
-        goal: a wanted order of the first k answers.
-        knowledge: network and gallery; with `search.OnlyAnswers` only the first answers to each image it tries.
-        what is perturbed: the query.
-        budget: eps of the search, and the number of its steps, or of the questions it may ask for each query.
-        success measure: mean ``tau`` over all queries.
+    Threat model: *knowledge*, white-box: network and gallery; behind `OnlyAnswers` black-box: the first answers to
+    every image that is tried. *Goal*: the k nearest items in a chosen order. *Norm* and *budget*: of the search,
+    questions included. *What moves*: the query. *Success*: the mean correlation over all queries, -1 to 1, near 0
+    before the attack.
     """
 
     k: int = 5

@@ -95,8 +95,8 @@ class QueryAttack:
         direction: "raise" (QA+) or "lower" (QA-).
         n_targets: m.
         mode: "reference" may draw the query as its own candidate and counts it in the rank, as RobRank does; "fixed"
-            does neither. Of a gallery beyond 20,000 items "fixed" takes the mean over a sample (`Gallery.sample`),
-            which is measured to change no rank by more than its standard error.
+            does neither. Of a gallery beyond 20,000 items "fixed" takes the mean over a sample, and measures ranks
+            among all (what that changes: `ranking_losses.HingeItems.of`).
 
     Threat model: *knowledge*, white-box: network and gallery. *Goal*: given items high up, or low down, in the ranking
     of one query. *Norm* and *budget*: of the search. *What moves*: the query. *Success*: the percentile rank, mean

@@ -62,7 +62,11 @@ class HingeItems(NamedTuple):
     def of(cls, gallery: Gallery, candidates: Tensor, mode: Mode) -> "HingeItems":
         """Over all items, or in "fixed" over `Gallery.sample`; candidates are gallery positions ``[B, m]``.
 
-        Of 60,000 items the sample changes no rank by more than its sampling error SEE_BELOW
+        With the 60,000 training images of Fashion-MNIST as gallery (C2F2 half as wide, 32 steps of 3/255 within
+        77/255), what the sample changes in the mean percentile rank is a small part of that rank's standard error,
+        and within two of its own: QA+ 4.93 +- 1.19 by +0.07 +- 0.05 (192 queries), QA- 76.5 +- 2.4 by -0.02 +- 0.11,
+        QA+ of ten candidates 41.4 +- 0.9 by +0.14 +- 0.18 (96 queries). Of queries that reach a rank below 0.05 it
+        leaves 0.005 more, three items of 60,000: with so few in front, the sample may hold none.
         """
         if mode == "reference" or len(gallery.sample) == len(gallery):
             return cls(gallery, candidates, len(gallery))

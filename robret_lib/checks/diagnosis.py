@@ -19,10 +19,10 @@ from robret_lib.models import EmbeddingModel
 SHORT, LONG = 10, 50
 """Steps of a short search, which another short one is compared with, and of a long one."""
 
-QUERIES = 500
+QUERIES = 200
 """What the search by values may ask, for each image."""
 
-QUERIES = 500
+QUERIES = 200
 """Of the search that sees values only."""
 
 Trial = Callable[[Attack, Search], Tensor]

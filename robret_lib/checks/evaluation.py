@@ -95,8 +95,9 @@ def loss_at_the_end(losses: Tensor, survived: Tensor | None = None) -> Finding:
     """
     if losses.ndim != 2 or len(losses) < 8 or not losses.shape[1]:
         raise ValueError(f"losses of shape {tuple(losses.shape)}: expected [steps, n] with at least 8 steps")
-    survived = torch.ones(losses.shape[1], dtype=torch.bool) if survived is None else survived.cpu()
-    check_outcomes(survived, losses[0].cpu() > 0)
+    everything = torch.ones(losses.shape[1], dtype=torch.bool)
+    survived = everything if survived is None else survived.cpu()
+    check_outcomes(everything, survived)
     best = losses.cpu().double().cummin(0).values[:, survived]
     last = len(best) // 4
     ahead = (best[-1 - last] - best[-1]) / last * (len(best) - 1)

@@ -155,7 +155,7 @@ def normalized_once(model: nn.Module, images: Tensor) -> Finding:
 
 def gradient(model: nn.Module, images: Tensor) -> Finding:
     """The gradient of a fixed direction in embedding space reaches every image, and is finite."""
-    _, slopes = _along_a_direction(model, images)
+    slopes = _slopes(model, images)
     lengths = torch.zeros(len(images)) if slopes is None else slopes.flatten(1).norm(dim=1)
     zero, broken = lengths == 0, ~torch.isfinite(lengths)
     seen = f"zero for {zero.sum()} and not finite for {broken.sum()} of {len(images)} images"
@@ -170,13 +170,16 @@ def gradient_is_slope(model: nn.Module, images: Tensor) -> Finding:
     It need not: a backward pass written by hand, or a detached branch that carries the embedding, gives a gradient
     of something else.
     """
-    start, slopes = _along_a_direction(model, images)
-    foretold = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-    for step in SMALL_STEPS:
-        moved = (images + step * slopes.sign()).clamp(0, 1)
-        expected = (slopes * (moved - images)).flatten(1).sum(1)
-        happened = _along_a_direction(model, moved)[0] - start
-        foretold |= (happened > expected / 2) & (happened < expected * 2)
+    slopes, foretold = _slopes(model, images), torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    with torch.no_grad():
+        start = _along_a_direction(model, images)
+        for step in SMALL_STEPS:
+            if foretold.all():
+                break
+            moved = (images + step * slopes.sign()).clamp(0, 1)
+            expected = (slopes * (moved - images)).flatten(1).sum(1)
+            happened = _along_a_direction(model, moved) - start
+            foretold |= (happened > expected / 2) & (happened < expected * 2)
     count = int(foretold.sum())
     trouble = (
         "attacks follow something that is not the slope of the embedding. Look for detach, or a backward written by "
@@ -186,15 +189,18 @@ def gradient_is_slope(model: nn.Module, images: Tensor) -> Finding:
     return found("gradient is the slope", count >= FORETOLD * len(images), seen, trouble)
 
 
-def _along_a_direction(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
-    """How far embeddings lie along a fixed direction ``[B]``, and the gradient of that ``[B, C, H, W]`` if any."""
+def _slopes(model: nn.Module, images: Tensor) -> Tensor | None:
+    """The gradient ``[B, C, H, W]`` of how far embeddings lie along a fixed direction; None if there is none."""
     with torch.enable_grad():
         pixels = images.clone().requires_grad_(True)
-        embeddings = embeddings_of(model, pixels)
-        direction = torch.randn(embeddings.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float32)
-        along = embeddings @ direction.to(embeddings)
-        slopes = torch.autograd.grad(along.sum(), pixels, allow_unused=True)[0] if along.requires_grad else None
-    return along.detach(), slopes
+        along = _along_a_direction(model, pixels)
+        return torch.autograd.grad(along.sum(), pixels, allow_unused=True)[0] if along.requires_grad else None
+
+
+def _along_a_direction(model: nn.Module, images: Tensor) -> Tensor:
+    embeddings = embeddings_of(model, images)
+    direction = torch.randn(embeddings.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    return embeddings @ direction.to(embeddings)
 
 
 def _is_live(module: nn.Module) -> bool:

@@ -35,7 +35,7 @@ class Overheard:
             looks.append(losses.detach().cpu())
             return losses
 
-        return Plan(loss, plan.measures)
+        return plan._replace(loss=loss)
 
     @property
     def losses(self) -> Tensor:

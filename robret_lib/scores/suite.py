@@ -1,15 +1,70 @@
 """The attacks that decide whether a first answer survives, in the order in which they are made."""
 
-from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from robret_lib.attacks import Attack, AutoPGD, Search, Transfer
-from robret_lib.attacks.embedding import EmbeddingShift, Margin, TargetedMargin
+from robret_lib.attacks import NES, Attack, AutoPGD, Search, Transfer
+from robret_lib.attacks.embedding import (
+    EmbeddingShift,
+    GreedyTop1Misrank,
+    GreedyTop1Translocation,
+    LearningToMisrank,
+    Margin,
+    TargetedMargin,
+)
+from robret_lib.attacks.neighbors import FurthestNegative
 from robret_lib.attacks.search.ball import Norm
 from robret_lib.models import EmbeddingModel
 
 Effort = Literal["quick", "standard", "high"]
-"""How many passes are spent on a query that nothing breaks: about 8 for curves during training, 100, or 500."""
+"""What is spent on a query that nothing breaks: about 8 passes, for curves during training; 100; or 500."""
+
+LOSSES: dict[str, Attack] = {
+    "soft margin": Margin(),
+    "hard margin": Margin(temperature=0),
+    "other class 1": TargetedMargin(1),
+    "other class 2": TargetedMargin(2),
+    "other class 3": TargetedMargin(3),
+    "GTM": GreedyTop1Misrank(),
+    "LTM": LearningToMisrank(),
+    "FNA": FurthestNegative(),
+    "GTT": GreedyTop1Translocation(),
+    "embedding shift": EmbeddingShift(),
+}
+
+IMAGE, START_1, START_2 = "", ", random start 1", ", random start 2"
+"""Where a descent begins."""
+
+DESCENTS: dict[Effort, tuple[tuple[str, str, int], ...]] = {
+    "quick": (("soft margin", IMAGE, 8),),
+    "standard": (
+        ("soft margin", IMAGE, 8),
+        ("hard margin", IMAGE, 16),
+        *((f"other class {place}", IMAGE, 8) for place in (1, 2, 3)),
+        ("hard margin", START_1, 16),
+        ("soft margin", START_1, 8),
+        *((name, IMAGE, 2) for name in ("GTM", "LTM", "FNA", "GTT", "embedding shift")),
+    ),
+    "high": (
+        ("soft margin", IMAGE, 8),
+        ("hard margin", IMAGE, 50),
+        *((f"other class {place}", IMAGE, 32) for place in (1, 2, 3)),
+        ("soft margin", IMAGE, 50),
+        *((name, start, 50) for start in (START_1, START_2) for name in ("hard margin", "soft margin")),
+        *((name, IMAGE, 8) for name in ("GTM", "LTM", "FNA", "GTT", "embedding shift")),
+    ),
+}
+"""Loss, start and steps of each descent.
+
+Of Fashion-MNIST's queries that the first eight steps leave, hard minima break the most at 8/255, along the image or a
+random start, then the nearest other classes. At 77/255 it is the other directions that count, the third class and the
+published losses: there a query that stands is stuck, not far from a border.
+"""
+
+LOOKS: dict[Effort, int] = {"quick": 0, "standard": 22, "high": 102}
+"""Of the search by values, at each image."""
+
+POPULATION = 10
+"""How many of them between two of its steps."""
 
 
 class Stage(NamedTuple):
@@ -19,34 +74,23 @@ class Stage(NamedTuple):
         name: As results call it.
         attack: What is wanted.
         search: How it is searched for.
-        passes: Forward passes that the search makes for an image.
+        passes: Forward passes that the search makes for an image, at most.
+        black_box: It needs no gradient of the attacked model.
     """
 
     name: str
     attack: Attack
     search: Search
     passes: int
+    black_box: bool = False
 
 
-class _Steps(NamedTuple):
-    """Steps of a descent along each loss; 0 leaves it out."""
-
-    first: int
-    margin: int
-    targeted: int
-    published: int
-    random_starts: int
-
-
-STEPS: dict[Effort, _Steps] = {
-    "quick": _Steps(first=8, margin=0, targeted=0, published=0, random_starts=0),
-    "standard": _Steps(first=8, margin=16, targeted=8, published=4, random_starts=1),
-    "high": _Steps(first=8, margin=64, targeted=32, published=16, random_starts=2),
-}
-
-
-def suite_of(effort: Effort, eps: float, norm: Norm, surrogate: EmbeddingModel | None) -> list[Stage]:
+def suite_of(effort: Effort, eps: float, norm: Norm = "linf", surrogate: EmbeddingModel | None = None) -> list[Stage]:
     """The suite: cheap and strong attacks first, since what they break costs no more.
+
+    The margin with soft and with hard minima, from the image and from random starts, and that of each of the three
+    nearest other classes; the published losses; all by `AutoPGD`. Then the hard margin by its values alone (`NES`, for
+    "linf"), which finds something new only where gradients are of no use; and what a surrogate has to offer.
 
     Args:
         effort: See `Effort`.
@@ -54,25 +98,19 @@ def suite_of(effort: Effort, eps: float, norm: Norm, surrogate: EmbeddingModel |
         norm: Of the perturbation.
         surrogate: Another model of the same images; None leaves out what is transferred from it.
     """
-    stages = list(_stages(STEPS[effort], eps, norm))
+    stages = [_descent(name, start, steps, eps, norm) for name, start, steps in DESCENTS[effort]]
+    if LOOKS[effort] and norm == "linf":
+        looks = LOOKS[effort]
+        search = NES(eps, looks, POPULATION, stop_below=0.0, step=eps / 3)
+        stages.append(
+            Stage(f"hard margin by values, {looks} looks", LOSSES["hard margin"], search, looks, black_box=True)
+        )
     if surrogate is not None:
-        name, attack, search, passes = stages[0]
-        stages.append(Stage(f"transferred {name}", attack, Transfer(surrogate, search), passes))
-    return [stage for stage in stages if stage.passes]
+        name, attack, search, passes, _ = stages[0]
+        stages.append(Stage(f"{name}, transferred", attack, Transfer(surrogate, search), passes, black_box=True))
+    return stages
 
 
-def _stages(steps: _Steps, eps: float, norm: Norm) -> Iterator[Stage]:
-    def descent(name: str, attack: Attack, count: int, start: int = 0) -> Stage:
-        search = AutoPGD(eps, max(count, 1), norm, random_start=start > 0)
-        wanted = f"{name}, {count} steps" + (f", random start {start}" if start else "")
-        return Stage(wanted, attack, search, count and count + 1)
-
-    yield descent("soft margin", Margin(), steps.first)
-    yield descent("hard margin", Margin(temperature=0), steps.margin)
-    yield descent("soft margin", Margin(), steps.margin)
-    for place in (1, 2, 3):
-        yield descent(f"targeted margin {place}", TargetedMargin(place), steps.targeted)
-    for start in range(1, steps.random_starts + 1):
-        yield descent("hard margin", Margin(temperature=0), steps.margin, start)
-        yield descent("soft margin", Margin(), steps.margin, start)
-    yield descent("embedding shift", EmbeddingShift(), steps.published)
+def _descent(name: str, start: str, steps: int, eps: float, norm: Norm) -> Stage:
+    search = AutoPGD(eps, steps, norm, random_start=start != IMAGE)
+    return Stage(f"{name}, {steps} steps{start}", LOSSES[name], search, steps + 1)

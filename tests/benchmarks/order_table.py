@@ -1,4 +1,4 @@
-"""The order attack with answers only, five searches: `python -m tests.benchmarks.order_table FOLDER [--scale full]`.
+"""The order attack with answers only, by five searches: `python -m tests.benchmarks.order_table FOLDER [--scale full]`.
 
 Every block of queries of every cell is a file in FOLDER, written when it is done, so that a second call goes on where
 the first was stopped. Blocks come before cells: all cells grow together. With `--print`, only prints what is there.
@@ -58,11 +58,11 @@ def file_of(folder: Path, cell: Cell, start: int) -> Path:
     return folder / f"{cell.search} {cell.level} {cell.visible} {start}.json".replace(" ", "_")
 
 
-def measure(folder: Path, scale: str, distance: str, n: int) -> None:
-    dataset = data.load("fashion-mnist", scale)
+def measure(folder: Path, scale: str, searched: str, distance: str, visible: list[str], n: int) -> None:
+    dataset, items = (data.load("fashion-mnist", each) for each in (scale, searched))
     model = recipes.trained(recipes.fashion_mnist(scale, distance=distance), dataset, torch.device("cpu")).model
-    gallery = Gallery.of(model, dataset.gallery.images, dataset.gallery.labels)
-    for start, cell in product(range(0, n, BLOCK), CELLS):
+    gallery = Gallery.of(model, items.gallery.images, items.gallery.labels)
+    for start, cell in product(range(0, n, BLOCK), [cell for cell in CELLS if cell.visible in visible]):
         file = file_of(folder, cell, start)
         if not file.exists():
             result = attacked(model, gallery, cell, torch.arange(start, min(n, start + BLOCK)))
@@ -101,11 +101,13 @@ def lines(folder: Path) -> Iterator[str]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--scale", default="quick", choices=("quick", "full"))
+    parser.add_argument("--scale", default="quick", choices=("quick", "full"), help="of the model")
+    parser.add_argument("--searched", default="quick", choices=("quick", "full"), help="2,000 items or 10,000")
     parser.add_argument("--distance", default="N")
+    parser.add_argument("--visible", nargs="+", default=[*VISIBLE, "white box"])
     parser.add_argument("-n", type=int, default=500)
     parser.add_argument("--print", action="store_true")
     given = parser.parse_args()
     if not given.print:
-        measure(given.folder, given.scale, given.distance, given.n)
+        measure(given.folder, given.scale, given.searched, given.distance, given.visible, given.n)
     print("\n".join(lines(given.folder)))
