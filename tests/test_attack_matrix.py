@@ -19,6 +19,7 @@ from robret_lib.attacks import (
     RandomSearch,
     Transfer,
     embedding,
+    hub,
     neighbors,
     ranking,
 )
@@ -39,12 +40,14 @@ ATTACKS = {
     "GTT": embedding.GreedyTop1Translocation(),
     "hard margin": embedding.Margin(temperature=0),
     "soft margin": embedding.Margin(),
+    "targeted margin": embedding.TargetedMargin(2),
     "Panum": neighbors.PanumGlobal(),
     "SMA": neighbors.SelfMetric(),
     "FNA": neighbors.FurthestNegative(),
     "OA": OrderAttack(3),
+    "hub": hub.Hub(),
 }
-LOWERED = {"CA+", "QA+", "SPQA+", "LTM", "GTM", "GTT", "hard margin", "soft margin", "Panum", "FNA"}
+LOWERED = {"CA+", "QA+", "SPQA+", "LTM", "GTM", "GTT", "hard margin", "soft margin", "targeted margin", "Panum", "FNA"}
 """Attacks whose first measure falls; that of the others rises."""
 
 

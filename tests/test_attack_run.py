@@ -220,6 +220,8 @@ def test_a_wide_attack_on_a_large_gallery_runs_in_small_batches(model):
 
 
 MEASURE = """
+import sys
+
 import torch
 from robret_lib import attacks
 from robret_lib.attacks import ranking
@@ -229,7 +231,7 @@ def kib(name):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
 
 def attack(count, width):
-    wide = ranking.CandidateAttack("raise", n_targets=width)
+    wide = getattr(ranking, sys.argv[1])("raise", n_targets=width, mode=sys.argv[2])
     attacks.run(wide, model, some_split(count, seed=1).images, gallery, attacks.PGD(0.1, 0.05, 2))
 
 model = small_model()
@@ -244,11 +246,15 @@ print(1024 * (kib("VmHWM") - before))
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures peak memory with Linux's /proc")
-def test_ten_queries_and_a_gallery_of_60_000_stay_below_a_gibibyte():
+@pytest.mark.parametrize(
+    "attack", [("CandidateAttack", "fixed"), ("QueryAttack", "fixed"), ("QueryAttack", "reference")], ids="-".join
+)
+def test_ten_targets_and_a_gallery_of_60_000_stay_below_a_gibibyte(attack):
     """The default batch of 256 would keep 2,560 rows of 60,000 distances, with their order and their sums."""
     root = str(Path(__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([sys.executable, "-c", MEASURE], env=environment, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", MEASURE, *attack]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert 2**27 < int(run.stdout) < 2**30
 
 

@@ -107,7 +107,7 @@ def test_the_usual_backbones_pass(name):
 )
 def test_pixels_out_of_range(images, words):
     assert found(small(), images) == ["images in [0, 1]"]
-    finding = checks.pixel_range(images)
+    finding = checks.model.pixel_range(images)
     assert re.search(words, finding.message)
 
 
@@ -128,9 +128,9 @@ def test_layers_left_in_training_mode():
 
 
 def test_stochastic_depth_counts_as_live():
-    assert not checks.evaluation_mode(nn.Sequential(timm.layers.DropPath(0.1))).ok
-    assert not checks.evaluation_mode(nn.Sequential(torchvision.ops.StochasticDepth(0.1, "row"))).ok
-    assert checks.evaluation_mode(nn.Sequential(timm.layers.DropPath(0.1)).eval()).ok
+    assert not checks.model.evaluation_mode(nn.Sequential(timm.layers.DropPath(0.1))).ok
+    assert not checks.model.evaluation_mode(nn.Sequential(torchvision.ops.StochasticDepth(0.1, "row"))).ok
+    assert checks.model.evaluation_mode(nn.Sequential(timm.layers.DropPath(0.1)).eval()).ok
 
 
 def test_dropout_that_never_sleeps():
@@ -303,7 +303,7 @@ def test_the_report_reads_as_a_table():
     lines = text.splitlines()
     assert all(len(line) <= 110 for line in lines)
     assert lines[0].startswith("ok    images in [0, 1]            pixels from")
-    assert lines[-1] == "9 checks, 0 to look at"
+    assert lines[-1] == "10 checks, 0 to look at"
     assert "LOOK  finite embeddings" in str(checks.inspect(small(Function(lambda x: x * torch.nan)), noise()))
 
 

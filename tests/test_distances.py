@@ -9,7 +9,7 @@ from robret_lib import attacks, index, metrics
 from robret_lib.attacks import PGD, Gallery
 from robret_lib.attacks.attack import Benign
 from robret_lib.attacks.ranking import CandidateAttack, QueryAttack, SemanticsPreservingQueryAttack
-from robret_lib.attacks.ranking_losses import ItemSets, QueryHinges, SoftMargin
+from robret_lib.attacks.ranking_losses import HingeItems, ItemSets, QueryHinges, SoftMargin
 from robret_lib.distances import Centered, center_of, check_embeddings, pairwise_distance, row_distance
 from robret_lib.models import EmbeddingModel, embed
 from tests.small_retrieval import DISTANCES, seeded
@@ -169,7 +169,7 @@ def test_losses_over_a_gallery_and_their_gradients_are_those_of_float64(hinge, d
         gallery = Gallery(embeddings.to(kind), distance)
         queries = between.to(kind).requires_grad_(True)
         if hinge:
-            loss = QueryHinges.apply(queries, gallery, candidates, signs.to(kind)).sum(1)
+            loss = QueryHinges.apply(queries, HingeItems(gallery, candidates, len(gallery)), signs.to(kind)).sum(1)
         else:
             temperature = 0.2 * gallery.euclidean.spread or 1.0  # far from the origin, all may be equal in float32
             loss = SoftMargin.apply(queries, gallery.euclidean, others, own, temperature)

@@ -11,6 +11,7 @@ from robret_lib.attacks.embedding import (
     GreedyTop1Translocation,
     LearningToMisrank,
     Margin,
+    TargetedMargin,
     TargetedMismatch,
 )
 from robret_lib.distances import row_distance
@@ -146,18 +147,73 @@ def test_several_labels_are_shared_or_not(model, searched):
         assert result.measured["recall_at_1"].mean() < result.benign["recall_at_1"].mean() - 10
 
 
-@pytest.mark.parametrize("temperature", [0, 0.05])
-def test_classes_that_are_alone_or_everything_are_defined(temperature, model, searched):
+@pytest.mark.parametrize("attack", [Margin(0), Margin(0.05), TargetedMargin(2)], ids=["hard", "soft", "targeted"])
+def test_classes_that_are_alone_or_everything_are_defined(attack, model, searched):
     """No other item of the class: the answer is wrong already. No item of another class: it cannot be wrong."""
     own = torch.arange(3)
     alone = torch.arange(SIZE)
     everything = torch.zeros(SIZE, dtype=torch.long)
     for labels, expected in ((alone, 0.0), (everything, 100.0)):
         gallery = Gallery.of(model, searched, labels)
-        result = attacks.run(Margin(temperature), model, searched[own], gallery, AutoPGD(0.2, 3), own)
+        result = attacks.run(attack, model, searched[own], gallery, AutoPGD(0.2, 3), own)
         for measured in (result.benign, result.measured):
             assert measured["recall_at_1"].tolist() == [expected] * 3
         assert result.images.isfinite().all()
+
+
+# The margin of one class
+
+
+def classes_by_nearness(row, labels, position):
+    """The nearest item of each other class, nearest first; of items with several labels, what shares none so far."""
+    shared = (lambda x, y: (labels[x] & labels[y]).any()) if labels.ndim > 1 else (lambda x, y: labels[x] == labels[y])
+    found = []
+    for x in order_of(row.tolist(), without=(position,)):
+        if not shared(x, position) and not any(shared(x, y) for y in found):
+            found.append(x)
+    return found
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_the_targeted_margin_is_its_definition(distance, several, models, galleries, searched):
+    gallery, own = galleries[distance], torch.arange(12)
+    if several:
+        labels = torch.nn.functional.one_hot(gallery.labels, 10)
+        labels[::3, 0] = 1
+        gallery = Gallery(gallery.embeddings, distance, labels, gallery.images)
+    benign = benign_of(gallery, own)
+    embeddings = embed(models[distance], (searched[own] + 0.1).clamp(max=1))
+    before, after = (slow_distances(e, gallery.embeddings, "E") for e in (benign.embeddings, embeddings))
+    shares = (gallery.labels[:, None] == gallery.labels) if not several else (labels @ labels.T) > 0
+    for place in (1, 2, 3, 20):
+        attack = TargetedMargin(place)
+        targets = attack.targets(benign, None)
+        found = attack.plan(benign, targets).loss(embeddings)
+        for row in range(12):
+            nearest = classes_by_nearness(before[row], gallery.labels, row)
+            target = nearest[min(place, len(nearest)) - 1]
+            assert targets[row].item() == target
+            of_own, of_target = shares[row].clone(), shares[target] & ~shares[row]
+            of_own[row] = False
+            expected = after[row][of_target].min() - after[row][of_own].min()
+            assert found[row].item() == pytest.approx(expected.item(), abs=1e-4 * gallery.euclidean.spread)
+
+
+def test_the_targeted_margin_answers_with_its_class(model, gallery, searched):
+    own = torch.arange(60)
+    for place in (1, 3):
+        result = attacks.run(TargetedMargin(place), model, searched[own], gallery, AutoPGD(0.2, 16), own)
+        distances = slow_distances(embed(model, result.images), gallery.embeddings, "E")
+        answers = distances.scatter(1, own[:, None], torch.inf).argmin(1)
+        assert (gallery.labels[answers] == gallery.labels[result.targets[:, 0]]).double().mean() > 0.9
+        assert result.measured["recall_at_1"].mean() < 5
+
+
+@pytest.mark.parametrize("place", [0, -1, 1.5, None])
+def test_an_impossible_place_is_refused(place):
+    with pytest.raises(ValueError, match="place=.*: expected a whole number of at least 1"):
+        TargetedMargin(place)
 
 
 # Embedding shift
@@ -574,3 +630,21 @@ def test_classes_are_asked_for(name, model, gallery, searched):
 def test_an_impossible_mode_is_refused(name):
     with pytest.raises(ValueError, match="mode='published': expected 'fixed' or 'reference'"):
         PUBLISHED[name]("published")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_on_a_gpu_targets_and_measures_are_those_of_the_cpu(name, mode, models, galleries, searched):
+    found = {}
+    for device in ("cpu", "cuda"):
+        model, gallery = models["N"].to(device), gallery_on(device, galleries["N"])
+        arguments = PUBLISHED[name](mode), model, searched[OWN], gallery, PGD(0.1, 0.1, 1), OWN
+        found[device] = attacks.run(*arguments, generator=seeded())
+    models["N"].cpu()
+    on_cpu, on_gpu = found.values()
+    assert (on_cpu.targets is None) or (on_cpu.targets == on_gpu.targets).double().mean() > 0.98
+    for measure, values in on_cpu.measured.items():
+        assert on_gpu.measured[measure].device.type == "cpu"
+        assert on_gpu.measured[measure].mean().item() == pytest.approx(values.mean().item(), rel=0.05, abs=0.01)

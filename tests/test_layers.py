@@ -8,7 +8,7 @@ import pytest
 
 LIBRARY = Path(__file__).parents[1] / "robret_lib"
 LAYERS = (  # from the ground up; a part that does not exist yet has its place already
-    {"files", "folders", "data", "models", "distances", "metrics", "hamming", "index", "whitening"},
+    {"files", "folders", "data", "models", "distances", "metrics", "hamming", "index", "hubness", "whitening"},
     {"mining", "hashing", "attacks"},
     {"checks", "scores", "certify", "objectives"},
     {"training"},

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from robret_lib.attacks import Gallery
-from robret_lib.attacks.ranking_losses import ItemSets, QueryHinges, SoftMargin, SortedDistances
+from robret_lib.attacks.ranking_losses import HingeItems, ItemSets, QueryHinges, SoftMargin, SortedDistances
 from robret_lib.distances import pairwise_distance, row_distance
 from tests.small_retrieval import DEVICES
 
@@ -163,9 +163,13 @@ def test_the_hinge_of_a_large_gallery_keeps_its_digits():
     torch.testing.assert_close(actual, expected, rtol=0, atol=2e-7, check_dtype=False)
 
 
+def over_all(gallery: Gallery, candidates: Tensor) -> HingeItems:
+    return HingeItems(gallery, candidates, len(gallery))
+
+
 def hinges_and_gradient(queries, gallery, candidates, signs, distance, upstream):
     queries = queries.clone().requires_grad_(True)
-    hinges = QueryHinges.apply(queries, Gallery(gallery, distance), candidates, signs)
+    hinges = QueryHinges.apply(queries, over_all(Gallery(gallery, distance), candidates), signs)
     return hinges.detach(), torch.autograd.grad((hinges * upstream).sum(), queries)[0]
 
 
@@ -194,7 +198,7 @@ def test_the_hinges_of_a_query_pass_gradcheck_with_mixed_signs_and_repeated_cand
     candidates[:, 1] = candidates[:, 0]
     signs = torch.tensor([-1.0, -1.0, 1.0, 1.0], dtype=torch.float64)
     searched = Gallery(gallery, distance)
-    assert torch.autograd.gradcheck(lambda q: QueryHinges.apply(q, searched, candidates, signs), (queries,))
+    assert torch.autograd.gradcheck(lambda q: QueryHinges.apply(q, over_all(searched, candidates), signs), (queries,))
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
@@ -222,8 +226,44 @@ def test_the_gradient_of_a_query_that_is_a_gallery_item(distance, sign):
 def test_only_the_queries_get_a_gradient():
     queries, gallery = vectors(BATCH, "N", 20).requires_grad_(True), vectors(SIZE, "N", 21).requires_grad_(True)
     signs = torch.ones(1, dtype=torch.float64)
-    QueryHinges.apply(queries, Gallery(gallery), positions(1, 22), signs).sum().backward()
+    QueryHinges.apply(queries, over_all(Gallery(gallery), positions(1, 22)), signs).sum().backward()
     assert queries.grad is not None and gallery.grad is None
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_hinges_over_a_sample_are_those_over_its_items(distance, sign, monkeypatch):
+    """The candidates, few of which are in it, keep their places; the published form takes all items."""
+    monkeypatch.setattr("robret_lib.attacks.gallery.SAMPLE", 13)
+    items, candidates = vectors(SIZE, distance, 23), positions(3, 24)
+    queries, signs = vectors(BATCH, distance, 25).requires_grad_(True), torch.full((3,), sign, dtype=torch.float64)
+    gallery = Gallery(items, distance)
+    for mode, counted in (("fixed", gallery.sample), ("reference", items)):
+        pairs = zip(queries, candidates, strict=True)
+        to_candidates = torch.stack([slow_distance(q, items[c], distance) for q, c in pairs])
+        to_items = torch.stack([slow_distance(q, counted, distance) for q in queries])
+        expected = (sign * (to_candidates[..., None] - to_items[:, None])).relu().mean(2)
+        found = QueryHinges.apply(queries, HingeItems.of(gallery, candidates, mode), signs)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+        gradients = [torch.autograd.grad(loss.square().sum(), queries)[0] for loss in (found, expected)]
+        torch.testing.assert_close(*gradients, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("count", [60, 61, 77, 119])
+def test_the_sample_holds_one_item_of_each_stretch(count, monkeypatch):
+    monkeypatch.setattr("robret_lib.attacks.gallery.SAMPLE", 60)
+    gallery = Gallery(torch.arange(1.0, count + 1)[:, None])
+    found = gallery.sample[:, 0].long() - 1
+    stretches = [range(i * count // 60, (i + 1) * count // 60) for i in range(60)]
+    assert all(position in stretch for position, stretch in zip(found.tolist(), stretches, strict=True))
+    assert torch.equal(found, Gallery(gallery.embeddings).sample[:, 0].long() - 1)  # whatever was drawn in between
+
+
+def test_no_pattern_of_the_order_falls_in_with_the_sample(monkeypatch):
+    """Every third item would be of one class here."""
+    monkeypatch.setattr("robret_lib.attacks.gallery.SAMPLE", 1000)
+    gallery = Gallery(torch.arange(3000.0)[:, None] % 3)
+    assert (gallery.sample[:, 0].long().bincount(minlength=3) / 1000 - 1 / 3).abs().max() < 0.05
 
 
 # Soft minima

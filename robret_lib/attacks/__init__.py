@@ -1,10 +1,10 @@
 """Attacks on image retrieval, in three parts that do not know each other.
 
-What is wanted: `attack` for the form, `ranking`, `embedding`, `neighbors` and `order`. How it is searched for:
+What is wanted: `attack` for the form, `ranking`, `embedding`, `neighbors`, `order` and `hub`. How it is searched for:
 `search`. The run that brings them together: `run`. For those who may only ask: `oracle`.
 """
 
-from robret_lib.attacks import embedding, neighbors, order, ranking
+from robret_lib.attacks import embedding, hub, neighbors, order, ranking
 from robret_lib.attacks.attack import Attack, Benign, ListLoss, Plan
 from robret_lib.attacks.gallery import Gallery
 from robret_lib.attacks.only_answers import OnlyAnswers
@@ -47,6 +47,7 @@ __all__ = [
     "Search",
     "Transfer",
     "embedding",
+    "hub",
     "neighbors",
     "order",
     "pgd",

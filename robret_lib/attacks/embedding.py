@@ -6,6 +6,7 @@ what the published code does, oddities included: there the image itself, which i
 its benign embedding (`answers.itself`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,9 @@ from robret_lib.attacks.answers import (
     to_nearest,
 )
 from robret_lib.attacks.attack import Benign, Plan, check_mode
-from robret_lib.attacks.ranking_losses import ItemSets, QueryHinges, SoftMargin
+from robret_lib.attacks.gallery import Gallery
+from robret_lib.attacks.ranking_losses import HingeItems, ItemSets, QueryHinges, SoftMargin
+from robret_lib.data import relevance
 from robret_lib.distances import row_distance
 from robret_lib.mining import Mode
 
@@ -214,9 +217,10 @@ class GreedyTop1Translocation(_Published):
     def plan(self, benign: Benign, targets: Tensor) -> Plan:
         gallery = benign.gallery
         downwards = gallery.embeddings.new_full((1,), -1.0)
+        items = HingeItems.of(gallery, targets, self.mode)
 
         def loss(embeddings: Tensor) -> Tensor:
-            return QueryHinges.apply(embeddings, gallery, targets, downwards)[:, 0]
+            return QueryHinges.apply(embeddings, items, downwards)[:, 0]
 
         def measures(embeddings: Tensor) -> dict[str, Tensor]:
             closer = closer_items(embeddings, gallery, targets, itself(benign, self.mode))[:, 0]
@@ -265,16 +269,56 @@ class Margin:
         gallery = benign.gallery.euclidean
         others, own = map(ItemSets, others_and_own(benign, benign.own))
         temperature = self.temperature * gallery.spread  # 0, too, where all embeddings are alike
-
-        def hard(embeddings: Tensor) -> Tensor:
-            with torch.no_grad():
-                distances = gallery.distances_from(embeddings)
-            return to_nearest(distances, others, embeddings, gallery) - to_nearest(distances, own, embeddings, gallery)
+        hard = _hard_margin(gallery, others, own)
 
         def soft(embeddings: Tensor) -> Tensor:
             return SoftMargin.apply(embeddings, gallery, others, own, temperature)
 
         return Plan(soft if temperature else hard, lambda embeddings: first_answer(embeddings, benign, benign.own))
+
+
+@dataclass(frozen=True)
+class TargetedMargin:
+    """The R@1 margin of one wrong class: bring its nearest item nearer than the nearest item of the own class.
+
+    Minimizes ``min_x d(q~, x) - min_y d(q~, y)`` over the items x of the place-th nearest other class and the items
+    y that share a class with the image, itself left out. `Margin` follows whichever other class is the nearest at
+    the moment, and may end between two of them; against that the targeted losses of AutoAttack were made, for
+    classifiers (Croce and Hein 2020).
+
+    The nearest other class is that of the nearest item that shares no class with the image, the next one that of the
+    nearest item among those that share none with that item either, and so on. Where there are fewer other classes, it
+    is the last of them; where there is none, the image only flees its own.
+
+    Measures ``recall_at_1``. Distances are Euclidean, as of `Margin`.
+
+    Args:
+        place: 1 for the nearest other class, 2 for the next.
+
+    Threat model: *knowledge*, white-box: network, gallery and its classes. *Goal*: a first answer of a chosen other
+    class. *Norm* and *budget*: of the search. *What moves*: the query. *Success*: R@1, in percent of all queries, of
+    whatever other class the answer is.
+    """
+
+    place: int
+
+    rows = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.place, int) or self.place < 1:
+            raise ValueError(f"place={self.place!r}: expected a whole number of at least 1")
+
+    def targets(self, benign: Benign, generator: torch.Generator | None, chunk: int = 1024) -> Tensor:
+        """The nearest item of the class to bring near, gallery positions ``[B, 1]``; -1 where there is none."""
+        need_classes(self, benign)
+        parts = (benign[start : start + chunk] for start in range(0, len(benign), chunk))
+        return torch.cat([_nearest_of_another_class(part, self.place) for part in parts])
+
+    def plan(self, benign: Benign, targets: Tensor) -> Plan:
+        gallery = benign.gallery.euclidean
+        others, own = others_and_own(benign, benign.own)
+        loss = _hard_margin(gallery, ItemSets(others & _with_a_class_of(targets, gallery)), ItemSets(own))
+        return Plan(loss, lambda embeddings: first_answer(embeddings, benign, benign.own))
 
 
 class _Shift:
@@ -324,10 +368,36 @@ def _a_hair_aside(benign: Benign) -> Tensor:
     return benign.embeddings + HAIR * gallery.length.clamp(min=1e-6) * normalize(towards, dim=1)
 
 
+def _hard_margin(gallery: Gallery, others: ItemSets, own: ItemSets) -> Callable[[Tensor], Tensor]:
+    def loss(embeddings: Tensor) -> Tensor:
+        with torch.no_grad():
+            distances = gallery.distances_from(embeddings)
+        return to_nearest(distances, others, embeddings, gallery) - to_nearest(distances, own, embeddings, gallery)
+
+    return loss
+
+
 def _nearest_other(benign: Benign) -> Tensor:
     """The nearest item ``[B, 1]`` that shares no class with each image; -1 where there is none."""
     others, _ = others_and_own(benign, benign.own)
     return _nearest_of(others, benign)
+
+
+def _nearest_of_another_class(benign: Benign, place: int) -> Tensor:
+    """The nearest item ``[B, 1]`` of the place-th nearest other class, or of the last there is; -1 without any."""
+    others, _ = others_and_own(benign, benign.own)
+    found = _nearest_of(others, benign)
+    for _ in range(place - 1):
+        others &= ~_with_a_class_of(found, benign.gallery)
+        further = _nearest_of(others, benign)
+        found = torch.where(further == NO_ITEM, found, further)
+    return found
+
+
+def _with_a_class_of(positions: Tensor, gallery: Gallery) -> Tensor:
+    """The items, bool ``[B, N]``, that share a class with the one at each of the positions ``[B, 1]``; none with -1."""
+    labels = gallery.labels.to(positions.device)
+    return relevance(labels[positions[:, 0]], labels) & (positions != NO_ITEM)
 
 
 def _published_nearest_other(benign: Benign) -> Tensor:

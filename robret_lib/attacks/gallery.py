@@ -16,6 +16,9 @@ SPREAD_SAMPLE = 256
 SPREAD_BYTES = 64 * 2**20
 """Size of one block of the distances it looks at."""
 
+SAMPLE = 20_000
+"""How many items `Gallery.sample` keeps of a larger gallery."""
+
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
@@ -72,11 +75,20 @@ class Gallery:
         return self if self.distance != "C" else replace(self, distance="N")
 
     @cached_property
+    def mean_distance(self) -> float:
+        """Mean distance between two items, from an even sample of at most 256 of them to all others."""
+        return self._mean_and_spread[0]
+
+    @cached_property
     def spread(self) -> float:
-        """Standard deviation of the distances between items, from an even sample of at most 256 of them to all others.
+        """Standard deviation of the distances between two items, from the same sample.
 
         The unit in which a temperature means the same for every distance and every model.
         """
+        return self._mean_and_spread[1]
+
+    @cached_property
+    def _mean_and_spread(self) -> tuple[float, float]:
         device, count = self.embeddings.device, min(SPREAD_SAMPLE, len(self))
         sample = torch.linspace(0, len(self) - 1, count, dtype=torch.float64).long().to(device)
         sums = torch.zeros(2, dtype=torch.float64, device=device)
@@ -84,7 +96,21 @@ class Gallery:
             distances = self.distances(part).double().scatter_(1, part[:, None], 0)  # to itself: counts for nothing
             sums += torch.stack([distances.sum(), distances.square().sum()])
         mean, mean_square = sums / (count * (len(self) - 1))
-        return (mean_square - mean.square()).clamp(min=0).sqrt().item()
+        return mean.item(), (mean_square - mean.square()).clamp(min=0).sqrt().item()
+
+    @cached_property
+    def sample(self) -> Tensor:
+        """The embeddings of 20,000 items that stand for all, or those of all where there are no more.
+
+        One from each of as many stretches of equal length, at a place drawn with a fixed seed: as even as every
+        third item, say, and no pattern in the order of the items can fall in with it.
+        """
+        if len(self) <= SAMPLE:
+            return self.embeddings
+        bounds = torch.arange(SAMPLE + 1) * len(self) // SAMPLE
+        place = torch.rand(SAMPLE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        positions = bounds[:-1] + (place * bounds.diff()).long()
+        return self.embeddings[positions.to(self.embeddings.device)]
 
     def distances(self, positions: Tensor) -> Tensor:
         """Distances ``[*, N]`` from the items at ``positions [*]`` to all items."""

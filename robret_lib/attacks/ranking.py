@@ -13,7 +13,7 @@ from torch import Tensor
 from robret_lib.attacks.answers import closer_items
 from robret_lib.attacks.attack import Benign, Plan, check_mode
 from robret_lib.attacks.gallery import Gallery
-from robret_lib.attacks.ranking_losses import QueryHinges, SortedDistances
+from robret_lib.attacks.ranking_losses import HingeItems, QueryHinges, SortedDistances
 from robret_lib.distances import row_distance
 from robret_lib.mining import Mode
 
@@ -39,6 +39,10 @@ class CandidateAttack:
         n_targets: w.
         mode: "reference" may draw the candidate as its own query, and counts query and benign candidate in the
             rank, as RobRank does; "fixed" does neither.
+
+    Threat model: *knowledge*, white-box: network, gallery and queries. *Goal*: one item high up, or low down, in the
+    rankings of given queries. *Norm* and *budget*: of the search. *What moves*: one gallery image. *Success*: its
+    percentile rank, mean over its queries and over all candidates.
     """
 
     direction: Direction
@@ -91,7 +95,12 @@ class QueryAttack:
         direction: "raise" (QA+) or "lower" (QA-).
         n_targets: m.
         mode: "reference" may draw the query as its own candidate and counts it in the rank, as RobRank does; "fixed"
-            does neither.
+            does neither. Of a gallery beyond 20,000 items "fixed" takes the mean over a sample, and measures ranks
+            among all (what that changes: `ranking_losses.HingeItems.of`).
+
+    Threat model: *knowledge*, white-box: network and gallery. *Goal*: given items high up, or low down, in the ranking
+    of one query. *Norm* and *budget*: of the search. *What moves*: the query. *Success*: the percentile rank, mean
+    over the items and over all queries.
     """
 
     direction: Direction
@@ -109,9 +118,10 @@ class QueryAttack:
     def plan(self, benign: Benign, targets: Tensor) -> Plan:
         signs = _signs(self.direction, self.n_targets, benign.gallery)
         not_counted = benign.own if self.mode == "fixed" else None
+        items = HingeItems.of(benign.gallery, targets, self.mode)
 
         def loss(embeddings: Tensor) -> Tensor:
-            return QueryHinges.apply(embeddings, benign.gallery, targets, signs).mean(1)
+            return QueryHinges.apply(embeddings, items, signs).mean(1)
 
         def measures(embeddings: Tensor) -> dict[str, Tensor]:
             return {"rank": _percent(closer_items(embeddings, benign.gallery, targets, not_counted), benign.gallery)}
@@ -133,6 +143,10 @@ class SemanticsPreservingQueryAttack(QueryAttack):
         mode: As of `QueryAttack`; "reference" also makes xi one number for the batch, from the batch mean, so that
             there the result depends on the batch size.
         stiffness: K: 2e4 on MNIST, 4e4 on Fashion-MNIST and CUB, 7e4 on CARS and SOP.
+
+    Threat model: *knowledge*, white-box: network and gallery. *Goal*: given items high up, or low down, in the ranking
+    of one query, unnoticed. *Norm* and *budget*: of the search. *What moves*: the query. *Success*: two percentile
+    ranks, mean over all queries, that of the items and that of the preserved set, which is to stay near 0.
     """
 
     stiffness: float = 4e4
@@ -141,10 +155,11 @@ class SemanticsPreservingQueryAttack(QueryAttack):
         gallery, m = benign.gallery, self.n_targets
         not_counted = benign.own if self.mode == "fixed" else None
         candidates = torch.cat([targets, _preserved_set(benign, targets, self.direction)], dim=1)
+        items = HingeItems(gallery, candidates, len(gallery))  # a preserved item has few in front: each one counts
         signs = torch.cat([_signs(self.direction, m, gallery), _signs("raise", PRESERVED, gallery)])
 
         def loss(embeddings: Tensor) -> Tensor:
-            hinges = QueryHinges.apply(embeddings, gallery, candidates, signs)
+            hinges = QueryHinges.apply(embeddings, items, signs)
             attack, preservation = hinges[:, :m].mean(1), hinges[:, m:].mean(1)
             return attack + _xi(preservation.detach(), self.stiffness, self.mode) * preservation
 

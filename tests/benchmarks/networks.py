@@ -10,13 +10,15 @@ ATTACKS = {
     "CA-": ranking.CandidateAttack("lower"),
     "QA+": ranking.QueryAttack("raise"),
     "QA-": ranking.QueryAttack("lower"),
-    "TMA": embedding.TargetedMismatch(),
     "ES": embedding.EmbeddingShift(),
+    "hard margin": embedding.Margin(temperature=0),
+    "soft margin": embedding.Margin(),
+}
+GREEDY = {
+    "TMA": embedding.TargetedMismatch(),
     "LTM": embedding.LearningToMisrank(),
     "GTM": embedding.GreedyTop1Misrank(),
     "GTT": embedding.GreedyTop1Translocation(),
-    "hard margin": embedding.Margin(temperature=0),
-    "soft margin": embedding.Margin(),
 }
 SPQA = {
     "SPQA+": ranking.SemanticsPreservingQueryAttack("raise"),
