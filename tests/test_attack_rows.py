@@ -21,6 +21,7 @@ from robret_lib.scores.attack_rows import MEASURES
 from robret_lib.scores.checkpoint import Checkpoint
 from robret_lib.scores.ers import NORMALIZED
 from robret_lib.scores.queries import Queries
+from tests.planted_defenses import BatchCoupled, Noisy
 from tests.small_retrieval import DEVICES, NAMES, searched_in_itself, some_split, trained_model
 
 BUDGET = PGD(0.05, 0.02, steps=4)
@@ -188,6 +189,14 @@ def test_the_interval_is_that_of_other_queries(model):
     parts = [evaluate_ers(model, data, BUDGET, queries=part).relative() for part in torch.arange(400).chunk(4)]
     assert sum(part.low <= score <= part.high for part in parts) >= 3
     assert sum(part.high - part.low for part in parts) / 4 == pytest.approx(2 * (high - low), rel=0.35)
+
+
+@pytest.mark.parametrize("defense", [None, BatchCoupled, Noisy])
+def test_a_planted_defense_is_told_of(defense, model, recwarn):
+    data = searched_in_itself(100)
+    result = evaluate_ers(defense(model) if defense else model, data, BUDGET, queries=10)
+    told = [str(warning.message) for warning in recwarn if issubclass(warning.category, UserWarning)]
+    assert list(result.warnings) == told and bool(told) is bool(defense)
 
 
 # A crash costs one attack

@@ -20,6 +20,7 @@ from robret_lib.scores import robust_recall
 from robret_lib.scores.queries import Queries
 from robret_lib.scores.robust_recall import STANDS, WRONG_BEFORE
 from robret_lib.scores.suite import suite_of
+from tests.planted_defenses import BatchCoupled, Detached, GradientKiller, Noisy, Quantized
 from tests.small_retrieval import DEVICES, DISTANCES, NAMES, searched_in_itself, some_split, trained_model
 
 ROOT = Path(__file__).parents[1]
@@ -58,15 +59,15 @@ def test_it_is_the_worst_of_the_suite(model):
     result = robust_recall(model, data, eps=0.02, queries=100)
     asked, left = Queries(model, data, 100), torch.tensor([outcome != WRONG_BEFORE for outcome in result.outcomes])
     spent = 0
-    for number, (name, attack, search, passes) in enumerate(suite_of("standard", 0.02, "linf", None)):
+    for number, (name, attack, search, passes, black_box) in enumerate(suite_of("standard", 0.02)):
         rows = left.nonzero()[:, 0]
         alone = asked.attacked(attack, search, torch.Generator().manual_seed(2**10 * number), rows)
         broken = rows[~asked.right(embed(model, alone.images), rows)]
-        assert alone.passes == passes, name
+        assert alone.passes == passes or (black_box and alone.passes < passes), name
         assert result.broken_by[name] == len(broken)
         assert {result.outcomes[row] for row in broken} <= {name}
         left[broken] = False
-        spent += passes * len(rows)
+        spent += alone.passes * len(rows)
     assert torch.equal(result.standing, left) and 0 < left.sum() == result.recall_at_1
     assert result.passes == pytest.approx(spent / 100)
     assert sum(broken > 0 for broken in result.broken_by.values()) > 2
@@ -89,13 +90,13 @@ def test_more_effort_and_a_surrogate_leave_no_more(model):
     assert standard.recall_at_1 <= quick.recall_at_1
     assert quick.passes < standard.passes < high.passes
     helped = robust_recall(model, data, 0.02, queries=60, effort="quick", surrogate=trained_model("E", steps=40))
-    assert list(helped.broken_by) == [*quick.broken_by, "transferred soft margin, 8 steps"]
+    assert list(helped.broken_by) == [*quick.broken_by, "soft margin, 8 steps, transferred"]
     assert 0 <= quick.recall_at_1 - helped.recall_at_1 == pytest.approx(list(helped.broken_by.values())[-1])
 
 
 def test_the_worst_case_costs_what_the_effort_says():
     for effort, passes in {"quick": 8, "standard": 100, "high": 500}.items():
-        assert sum(stage.passes for stage in suite_of(effort, 0.1, "linf", None)) == pytest.approx(passes, rel=0.15)
+        assert sum(stage.passes for stage in suite_of(effort, 0.1)) == pytest.approx(passes, rel=0.2)
 
 
 def test_the_batches_of_the_run_do_not_matter(model, monkeypatch):
@@ -267,6 +268,42 @@ def test_a_model_that_draws_random_numbers_has_a_score(model):
     torch.manual_seed(0)
     result = robust_recall(Noisy(model), searched_in_itself(100), 0.1, effort="quick")
     assert result.recall_at_1 < result.benign - 20
+
+
+# What makes it doubtful
+
+
+def test_a_sound_evaluation_warns_of_nothing(model, recwarn):
+    for effort, eps in (("quick", 0.02), ("standard", 0.02), ("standard", 0.5)):
+        result = robust_recall(model, searched_in_itself(), eps, queries=100, effort=effort)
+        assert result.warnings == ()
+    assert not [warning for warning in recwarn if issubclass(warning.category, UserWarning)]
+
+
+@pytest.mark.parametrize(
+    "defense, suspicious",
+    [
+        (Quantized, {"gradient to the pixels", "black box"}),
+        (Detached, {"gradient is the slope", "black box"}),
+        (lambda network: GradientKiller(network, "random"), {"gradient is the slope", "black box"}),
+        (Noisy, {"repeatable embeddings"}),
+        (BatchCoupled, {"independent of the batch"}),
+    ],
+    ids=["quantized", "detached", "random gradient", "noisy", "coupled"],
+)
+def test_a_planted_defense_is_told_of(defense, suspicious, model):
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning) as warned:
+        result = robust_recall(defense(model), searched_in_itself(), eps=0.1, queries=100)
+    assert {str(warning.message) for warning in warned} == set(result.warnings)
+    assert suspicious <= {message.partition(":")[0] for message in result.warnings}
+
+
+def test_a_search_that_fails_where_none_can_is_told_of(model):
+    """At 1/2 every image can be turned gray; a few steps along no gradient do not find out."""
+    with pytest.warns(UserWarning, match="unlimited radius: "):
+        result = robust_recall(GradientKiller(model, "zero"), searched_in_itself(), 0.5, queries=50, effort="quick")
+    assert result.recall_at_1 == result.benign
 
 
 @pytest.mark.gpu

@@ -11,9 +11,11 @@ import torch
 
 from robret_lib import data
 from robret_lib.attacks import PGD, AutoPGD, Benign, Plan
-from robret_lib.attacks.embedding import EmbeddingShift, Margin
+from robret_lib.attacks.embedding import EmbeddingShift, Margin, TargetedMargin
 from robret_lib.attacks.search.passes import Loss
 from robret_lib.distances import row_distance
+from robret_lib.scores import robust_recall
+from robret_lib.scores.queries import Queries
 from tests.benchmarks.networks import ATTACKS, attacked, mean_loss, network
 
 pytestmark = pytest.mark.slow  # the network that resists is trained first, if nobody has
@@ -117,3 +119,21 @@ def test_at_the_same_steps_auto_pgd_is_never_weaker_in_the_mean(name, eps, passe
     ]
     assert nothing - strong > 0
     assert strong <= min(others) + 0.01 * (nothing - strong)
+
+
+def test_robust_recall_leaves_nothing_at_the_radius_of_the_tables(world):
+    result = robust_recall(world[0], data.load("fashion-mnist", "quick"), EPS, queries=60)
+    assert result.benign > 60 and result.warnings == ()
+    assert result.recall_at_1 <= 100 / 60  # one query
+    assert result.passes < 20  # most are broken by the first eight steps, and not attacked again
+
+
+def test_no_long_attack_breaks_what_robust_recall_leaves(world):
+    """At a radius at which a third stands: of 60 queries one more, at most, by four times as many steps of a loss."""
+    dataset, eps = data.load("fashion-mnist", "quick"), 8 / 255
+    result = robust_recall(world[0], dataset, eps, queries=60)
+    assert 15 < result.recall_at_1 < 55
+    asked, rows = Queries(world[0], dataset, 60), result.standing.nonzero()[:, 0]
+    for attack in (Margin(temperature=0), Margin(), TargetedMargin(1)):
+        longer = asked.attacked(attack, AutoPGD(eps, 50, restarts=2), torch.Generator().manual_seed(1), rows)
+        assert (longer.measured["recall_at_1"] == 0).sum() <= 1

@@ -22,6 +22,7 @@ from robret_lib.attacks.ranking import CandidateAttack, QueryAttack
 from robret_lib.data import RetrievalData
 from robret_lib.mining import Mode
 from robret_lib.models import Distance, EmbeddingModel, distance_of
+from robret_lib.scores import doubts
 from robret_lib.scores.checkpoint import Checkpoint
 from robret_lib.scores.ers import ers
 from robret_lib.scores.queries import Queries
@@ -59,6 +60,7 @@ class AttackRows:
         by_chance: Of the gallery, what `relative.relative_robustness` needs to know.
         distance: Of the model.
         passes: Forward passes per query that all attacks together spent.
+        warnings: What makes the rows doubtful, in words (`checks`); none for a sound evaluation.
     """
 
     measured: dict[str, Tensor]
@@ -66,6 +68,7 @@ class AttackRows:
     by_chance: dict[str, float]
     distance: Distance
     passes: float
+    warnings: tuple[str, ...]
 
     @property
     def rows(self) -> dict[str, float]:
@@ -187,7 +190,8 @@ def attack_rows(
         found["passes"] += result.passes
         if kept:
             kept.save(found)
-    return AttackRows(**found, by_chance=_by_chance(asked), distance=distance_of(model))
+    warnings = doubts.of_model(model, asked.gallery)
+    return AttackRows(**found, by_chance=_by_chance(asked), distance=distance_of(model), warnings=warnings)
 
 
 def _suite(mode: Mode, n_targets: int) -> dict[str, Attack]:

@@ -11,8 +11,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from robret_lib.attacks.search.ball import Norm, check_length, check_norm
+from robret_lib.checks import Finding, evaluation
 from robret_lib.data import RetrievalData, as_float
 from robret_lib.models import EmbeddingModel, embed
+from robret_lib.scores import doubts
 from robret_lib.scores.checkpoint import Checkpoint, blocks, rows_of
 from robret_lib.scores.queries import Queries
 from robret_lib.scores.suite import Effort, Stage, suite_of
@@ -34,6 +36,7 @@ class RobustRecall:
             none did. Who doubts the score can search with them.
         passes: Forward passes per query that all attacks together spent, each but the last of a descent with its
             backward pass.
+        warnings: What makes the number doubtful, in words (`checks`); none for a sound evaluation.
     """
 
     recall_at_1: float
@@ -42,6 +45,7 @@ class RobustRecall:
     outcomes: tuple[str, ...]
     images: Tensor
     passes: float
+    warnings: tuple[str, ...]
 
     @property
     def standing(self) -> Tensor:
@@ -84,20 +88,22 @@ def robust_recall(
         ValueError: An impossible argument, or a checkpoint of another evaluation.
     """
     _check(eps, norm, effort)
-    evaluation = _Evaluation(Queries(model, data, queries), suite_of(effort, eps, norm, surrogate))
+    task = _Evaluation(
+        Queries(model, data, queries), suite_of(effort, eps, norm, surrogate), norm == "linf" and eps >= 0.5
+    )
     others = [] if surrogate is None else [surrogate]
-    settings = {"eps": eps, "norm": norm, "effort": effort, "seed": seed, "suite": evaluation.names}
-    kept = Checkpoint(Path(checkpoint), settings, evaluation.queries.fingerprint(*others)) if checkpoint else None
+    settings = {"eps": eps, "norm": norm, "effort": effort, "seed": seed, "suite": task.names}
+    kept = Checkpoint(Path(checkpoint), settings, task.queries.fingerprint(*others)) if checkpoint else None
     if kept:
-        evaluation.resume(kept)
+        task.resume(kept)
     with tqdm(unit=" passes", disable=not progress) as bar:
-        for block, number in evaluation.work_left():
-            bar.total = bar.n + evaluation.passes_left()
-            bar.set_description(evaluation.names[number], refresh=True)
-            bar.update(evaluation.attack(block, number, seed))
+        for block, number in task.work_left():
+            bar.total = bar.n + task.passes_left()
+            bar.set_description(task.names[number], refresh=True)
+            bar.update(task.attack(block, number, seed))
             if kept:
-                evaluation.save(kept, block)
-    return evaluation.outcome()
+                task.save(kept, block)
+    return task.outcome(doubts.of_model(model, task.queries.gallery))
 
 
 class _Evaluation:
@@ -105,8 +111,9 @@ class _Evaluation:
 
     KEPT = ("broken", "done", "passes")
 
-    def __init__(self, queries: Queries, suite: list[Stage]) -> None:
+    def __init__(self, queries: Queries, suite: list[Stage], unlimited: bool) -> None:
         self.queries, self.suite = queries, suite
+        self.unlimited = unlimited  # whether every image may be turned gray
         self.names = [stage.name for stage in suite]
         self.right = queries.right(queries.embeddings)
         self.broken = torch.full((len(queries),), -1)  # by which attack
@@ -150,7 +157,7 @@ class _Evaluation:
         for block in {block for block, _ in self.done}:
             self.images[rows_of(block)] = checkpoint.load_images(block)
 
-    def outcome(self) -> RobustRecall:
+    def outcome(self, of_model: tuple[str, ...]) -> RobustRecall:
         broken = [self.names[number] if number >= 0 else STANDS for number in self.broken.tolist()]
         outcomes = [name if right else WRONG_BEFORE for name, right in zip(broken, self.right.tolist(), strict=True)]
         left = self.right & self.queries.right(embed(self.queries.model, self.images))  # of what is handed out
@@ -162,7 +169,19 @@ class _Evaluation:
             outcomes=tuple(outcomes),
             images=self.images,
             passes=self.passes / len(outcomes),
+            warnings=of_model + doubts.said(self._findings()),
         )
+
+    def _findings(self) -> Iterator[Finding]:
+        """What the outcomes say of the evaluation itself."""
+        stands = self.broken[self.right] < 0
+        if not len(stands):
+            return
+        blind = torch.tensor([stage.black_box for stage in self.suite])
+        yield evaluation.black_box(stands | blind[self.broken[self.right]], stands)
+        if self.unlimited:
+            answered = self.queries.relevant_to(self.right.nonzero()[:, 0]).max()
+            yield evaluation.unlimited_radius(stands, answered.item() / len(stands))
 
     def _standing(self, block: int) -> Tensor:
         rows = torch.arange(len(self.queries))[rows_of(block)]
