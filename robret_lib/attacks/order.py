@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from robret_lib.attacks.attack import Benign, ListLoss, Plan
-from robret_lib.attacks.ranking_losses import QueryHinges
+from robret_lib.attacks.ranking_losses import HingeItems, QueryHinges
 from robret_lib.distances import row_distance
 from robret_lib.mining import Mode
 
@@ -63,10 +63,11 @@ class OrderAttack:
     def plan(self, benign: Benign, targets: Tensor) -> Plan:
         gallery, own = benign.gallery, None if self.mode == "reference" else benign.own
         signs = gallery.embeddings.new_ones(self.k)
+        items = HingeItems(gallery, targets, len(gallery))  # few are in front of one of the first k: each one counts
 
         def loss(embeddings: Tensor) -> Tensor:
             distances = row_distance(embeddings[:, None], gallery.embeddings[targets], gallery.distance)
-            kept = QueryHinges.apply(embeddings, gallery, targets, signs).mean(1)
+            kept = QueryHinges.apply(embeddings, items, signs).mean(1)
             return self._reordering(distances) + self.xi * kept
 
         def measures(embeddings: Tensor) -> dict[str, Tensor]:
