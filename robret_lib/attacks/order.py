@@ -63,7 +63,7 @@ class OrderAttack:
     def plan(self, benign: Benign, targets: Tensor) -> Plan:
         gallery, own = benign.gallery, None if self.mode == "reference" else benign.own
         signs = gallery.embeddings.new_ones(self.k)
-        items = HingeItems(gallery, targets, len(gallery))  # all: a sample would hold none of the few in front
+        items = HingeItems(gallery, targets, len(gallery))  # few are in front of the first k: each one counts
 
         def loss(embeddings: Tensor) -> Tensor:
             distances = row_distance(embeddings[:, None], gallery.embeddings[targets], gallery.distance)
