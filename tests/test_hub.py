@@ -83,12 +83,12 @@ def test_a_hidden_hub_pays_for_every_query_above_the_ceiling(gallery):
     missing = set(range(SIZE)) - set(everyone[0, :-1].tolist())
     everyone[:, -1] = missing.pop()
     share = (-hub.plan(benign, everyone).loss(embeddings)).exp()
-    for ceiling in (0.2, 1.0, 50.0):
+    for ceiling in (0.2, 3.0, 50.0):
         losses = HiddenHub(seen=30, concept=2, ceiling=ceiling).plan(benign, targets).loss(embeddings)
         torch.testing.assert_close(
             losses, wanted + 2 * (100 * share / ceiling).log().clamp(min=0), rtol=1e-5, atol=1e-5
         )
-    assert share.min() < 0.01 < share.max() * 5
+    assert share.min() < 0.03 < share.max()  # the second ceiling is above some and below others
 
 
 @pytest.mark.parametrize("name", DISTANCES)

@@ -236,7 +236,7 @@ def test_every_batch_norm_is_frozen(kind):
 
 def test_a_batch_norm_that_only_remembers_is_not_live():
     model = EmbeddingModel(nn.Sequential(torchvision.ops.FrozenBatchNorm2d(3), nn.Flatten()), "E").train()
-    assert checks.evaluation_mode(model).ok
+    assert checks.model.evaluation_mode(model).ok
 
 
 @pytest.mark.parametrize("kind", BATCH_NORMS)
@@ -244,7 +244,7 @@ def test_the_checks_see_every_live_batch_norm(kind):
     model = EmbeddingModel(nn.Sequential(BATCH_NORMS[kind](), nn.Flatten()), "E", frozen_batchnorm=False)
     images = torch.rand(4, 3, 8, 8, generator=seeded())
     for training in (True, False):
-        assert checks.evaluation_mode(model.train(training)).ok != training
+        assert checks.model.evaluation_mode(model.train(training)).ok != training
         assert {finding.name: finding.ok for finding in checks.inspect(model, images).findings}[
             "evaluation mode"
         ] != training
@@ -262,5 +262,5 @@ def test_a_second_normalization_is_found_before_a_synchronized_batch_norm():
         network((photographs - mean[:, None, None]) / std[:, None, None])
     network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     right = EmbeddingModel(network, mean=mean.tolist(), std=std.tolist()).eval()
-    assert checks.normalized_once(right, photographs).ok
-    assert not checks.normalized_once(EmbeddingModel(network).eval(), photographs).ok
+    assert checks.model.normalized_once(right, photographs).ok
+    assert not checks.model.normalized_once(EmbeddingModel(network).eval(), photographs).ok

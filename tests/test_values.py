@@ -418,7 +418,7 @@ def test_every_search_beats_random_search(search):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("attack", ERS.values(), ids=ERS)
 def test_nes_on_values_beats_noise_and_loses_to_gradients(attack, device, models, galleries, searched):
-    own = torch.arange(0, 500, 20)
+    own = torch.arange(0, 500, 40)
     model, gallery = models["N"].to(device), gallery_on(device, galleries["N"])
 
     results = [

@@ -71,7 +71,7 @@ class Plan(NamedTuple):
     Args:
         loss: What the search minimizes: ``[B]`` of embeddings ``[B, D]``.
         measures: What is reported, by name: ``[B]`` each, of embeddings ``[B, D]``.
-        answers: The same wish as a loss of lists, for `search.OnlyAnswers`; None where an attack has none.
+        answers: The same wish as a loss of lists, for `OnlyAnswers`; None where an attack has none.
     """
 
     loss: Callable[[Tensor], Tensor]

@@ -49,16 +49,18 @@ class Hub:
     distance to the k-th neighbor of q, q and the benign image left out: the share of the queries that have the image
     among their first k, with soft steps. The logarithm keeps the slope of a share that is still nearly zero.
 
-    Measures, in percent, 100 times the share of queries which have the image among their first k answers: ``reach`` of
-    all queries that were not seen, ``reach_seen`` of those that were, ``reach_everywhere`` of all gallery items, which
-    is the image's k-occurrence as a detector counts it (`hubness`). The image itself is never a query.
+    Measures the percent of queries which have the image among their first k answers: ``reach`` of all queries that
+    were not seen, ``reach_seen`` of those that were, ``reach_everywhere`` of all gallery items, which is the image's
+    k-occurrence as a detector counts it (`hubness`). The image itself is never a query. Compare with what the best
+    benign item reaches, and with the mean, k / N.
 
     Args:
         k: How many answers a query shows.
         seen: How many queries the attacker knows.
         concept: The class whose queries count, seen and not, or None for all; for multi-hot labels a column.
             Queries of one class are few among all, so that such a hub is hard to find by counting.
-        temperature: T, in units of the `Gallery.spread` of Euclidean distances.
+        temperature: T, in units of the `Gallery.spread` of Euclidean distances. On photographs 0.3 reached further
+            than 0.1.
 
     Threat model: knowledge, white-box: network, gallery, and some queries of the kind to come, but not those. Goal,
     one image in the first k answers to all of them, whatever they show. Norm and budget, the search's. What moves, one
@@ -68,7 +70,7 @@ class Hub:
     k: int = 10
     seen: int = 100
     concept: int | None = None
-    temperature: float = 0.1
+    temperature: float = 0.3
 
     rows = 1
 

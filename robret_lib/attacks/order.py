@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from robret_lib.attacks.attack import Benign, ListLoss, Plan
-from robret_lib.attacks.ranking_losses import QueryHinges
+from robret_lib.attacks.ranking_losses import HingeItems, QueryHinges
 from robret_lib.distances import row_distance
 from robret_lib.mining import Mode
 
@@ -19,7 +19,7 @@ class OrderAttack:
     Minimizes ``L_ReO + xi L_QA+``: with c_1, ..., c_k the wanted order, the mean over pairs i < j of
     ``[d(q~, c_i) - d(q~, c_j)]_+``, and the mean over the k items c and all gallery items x of
     ``[d(q~, c) - d(q~, x)]_+`` (Zhou et al., "Practical Relative Order Attack in Deep Ranking", ICCV 2021).
-    Where only lists are seen (`only_answers.OnlyAnswers`), maximizes `short_range_ranking_correlation` instead.
+    Where only lists are seen (`OnlyAnswers`), maximizes `short_range_ranking_correlation` instead.
 
     The targets are the k items in the wanted order. Measures ``tau``, Kendall's rank correlation between the wanted
     order and the one obtained, in [-1, 1], a pair of equal distances counting 0; and ``mean_rank``, the mean number of
@@ -63,10 +63,11 @@ class OrderAttack:
     def plan(self, benign: Benign, targets: Tensor) -> Plan:
         gallery, own = benign.gallery, None if self.mode == "reference" else benign.own
         signs = gallery.embeddings.new_ones(self.k)
+        items = HingeItems(gallery, targets, len(gallery))  # few are in front of the first k: each one counts
 
         def loss(embeddings: Tensor) -> Tensor:
             distances = row_distance(embeddings[:, None], gallery.embeddings[targets], gallery.distance)
-            kept = QueryHinges.apply(embeddings, gallery, targets, signs).mean(1)
+            kept = QueryHinges.apply(embeddings, items, signs).mean(1)
             return self._reordering(distances) + self.xi * kept
 
         def measures(embeddings: Tensor) -> dict[str, Tensor]:

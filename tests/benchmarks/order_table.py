@@ -8,6 +8,7 @@ above 0.99. An hour of one thread makes about 600 queries of one cell at quick s
 """
 
 import argparse
+import functools
 import json
 from collections.abc import Iterator
 from itertools import product
@@ -21,7 +22,14 @@ from robret_lib.attacks import NES, PGD, PSO, SPSA, Beta, Gallery, OnlyAnswers, 
 from robret_lib.files import written_whole
 
 K = 5
-SEARCHES = {"Rand": RandomSearch, "Beta": Beta, "PSO": PSO, "NES": NES, "SPSA": SPSA}
+SEARCHES = {
+    "Rand": RandomSearch,
+    "Beta": Beta,
+    "Beta, published": functools.partial(Beta, standardized=False),
+    "PSO": PSO,
+    "NES": NES,
+    "SPSA": SPSA,
+}
 LEVELS = (4, 16)
 VISIBLE = {"inf": None, "k": K}
 WHITE_BOX_LEVELS = (2, 4, 8, 16)
@@ -55,7 +63,7 @@ def attacked(model: models.EmbeddingModel, gallery: Gallery, cell: Cell, own: to
 
 
 def file_of(folder: Path, cell: Cell, start: int) -> Path:
-    return folder / f"{cell.search} {cell.level} {cell.visible} {start}.json".replace(" ", "_")
+    return folder / f"{cell.search} {cell.level} {cell.visible} {start}.json".replace(",", "").replace(" ", "_")
 
 
 def measure(folder: Path, scale: str, searched: str, distance: str, visible: list[str], n: int) -> None:
@@ -90,7 +98,7 @@ def lines(folder: Path) -> Iterator[str]:
         yield f"eps {level}/255, {visible}, n = {count}"
         for name, after in zip(ordered, [*ordered[1:], None], strict=True):
             tau = taus[name][:count]
-            text = f"  {name:5} {tau.mean():.3f} +- {tau.std() / count**0.5:.3f}"
+            text = f"  {name:15} {tau.mean():.3f} +- {tau.std() / count**0.5:.3f}"
             if after is not None:
                 ahead = tau - taus[after][:count]
                 text += f"   ahead of {after} by {ahead.mean():.3f} +- {ahead.std() / count**0.5:.3f}"

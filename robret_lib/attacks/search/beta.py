@@ -23,9 +23,9 @@ class Beta(ValueSearch):
     al., ICCV 2021). See `ValueSearch`.
 
     The published code differs in two ways. It takes the score as it is, a rank correlation in [-1, 1], so that every
-    draw pulls, good or bad, and a loss of another size would not work: that is ``standardized=False``. And on a coarse
-    grid it averages the gradient over 49 neighbors along a row, where a cell has 7 x 7 pixels: here the grid itself is
-    searched.
+    draw pulls, good or bad, and a loss of another size would not work: that is ``standardized=False``, and weaker
+    (tests/benchmarks/order_table.md). And on a coarse grid it averages the gradient over 49 neighbors along a row,
+    where a cell has 7 x 7 pixels: here the grid itself is searched.
 
     Args:
         step: Of the parameters; None is the published one, 0.5, or 3 for images of more than 1,000 numbers.

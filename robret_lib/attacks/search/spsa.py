@@ -12,7 +12,9 @@ from robret_lib.attacks.search.values import Draws
 class SPSA(Antithetic):
     """Steps by the sign of a gradient estimated with random signs (Uesato et al. 2018). See `Antithetic`.
 
-    The settings are those of the order attack (Zhou et al., ICCV 2021), whose noise keeps its size at any radius.
+    The settings are those of the order attack (Zhou et al., ICCV 2021), whose noise keeps its size at any radius. Where
+    the loss is a rank correlation, so small a noise often changes no rank, and the search stands still: at 16/255, with
+    all answers visible, it is no stronger than `RandomSearch`, in their table and in tests/benchmarks/order_table.md.
 
     Args:
         sigma: Size of the noise, in pixel units.
