@@ -1,7 +1,5 @@
 """Any attack goes with any search: the whole matrix, in every norm, for items and for strangers."""
 
-import copy
-
 import pytest
 import torch
 
@@ -91,9 +89,10 @@ def surrogate():
 
 @pytest.fixture(autouse=True)
 def the_models_are_left_as_they_were(models, surrogate):
-    kept = [(model, model.training, copy.deepcopy(model.state_dict())) for model in (models["N"], surrogate)]
+    both = models["N"], surrogate
+    kept = [(model.training, {name: value.clone() for name, value in model.state_dict().items()}) for model in both]
     yield
-    for model, training, before in kept:
+    for model, (training, before) in zip(both, kept, strict=True):
         model.cpu()
         assert model.training == training
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

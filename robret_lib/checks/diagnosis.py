@@ -22,9 +22,6 @@ SHORT, LONG = 10, 50
 QUERIES = 200
 """What the search by values may ask, for each image."""
 
-QUERIES = 200
-"""Of the search that sees values only."""
-
 Trial = Callable[[Attack, Search], Tensor]
 """The outcome of an attack, bool ``[n]``: where the first answer is right."""
 
