@@ -73,5 +73,6 @@ class RankingOracle:
     def _answers(self, images: Tensor, rows: Tensor) -> Tensor:
         distances = self._gallery.exact_distances_from(embed(self._model, images))
         if self._own is not None:
-            distances.scatter_(1, self._own[rows.to(self._own.device), None], torch.inf)
+            own = self._own[rows.to(self._own.device), None]
+            distances.scatter_(1, own.to(distances.device), torch.inf)
         return distances.topk(self.visible, dim=1, largest=False).indices
