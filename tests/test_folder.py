@@ -568,9 +568,11 @@ def test_in_a_terminal_there_is_a_bar_and_any_letters_can_be_shown(tmp_path: Pat
 
 STOPS = {"reading": "folder_packing.jpeg_file", "writing": "np.savez"}
 STOPPED = """
-import sys
+import signal, sys
 import numpy as np
 from robret_lib.data import __main__, folder_packing
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
 
 def stop(file, *_, **__):
     if hasattr(file, "write"):
