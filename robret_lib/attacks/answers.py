@@ -10,6 +10,9 @@ from robret_lib.distances import row_distance
 from robret_lib.metrics import hits_at_k, relevance
 from robret_lib.mining import Mode
 
+NO_ITEM = -1
+"""The target of an image that has none."""
+
 NO_SLOPE = 1e-6
 """An item nearer than this, in lengths of an embedding, is at the embedding itself but for rounding."""
 

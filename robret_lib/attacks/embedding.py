@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from robret_lib.attacks.answers import (
+    NO_ITEM,
     closer_items,
     first_answer,
     has_classes,
@@ -41,9 +42,6 @@ PAIRWISE_EPS = 1e-6
 
 RETAINED = 4
 """Within how many answers `GreedyTop1Translocation` still counts the first one as found."""
-
-NO_ITEM = -1
-"""The target of an image that has none."""
 
 
 @dataclass(frozen=True)

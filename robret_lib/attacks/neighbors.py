@@ -9,15 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robret_lib.attacks.answers import first_answer, has_classes, need_classes, others_and_own
+from robret_lib.attacks.answers import NO_ITEM, first_answer, has_classes, need_classes, others_and_own
 from robret_lib.attacks.attack import Benign, Plan
 from robret_lib.distances import row_distance
 
 HAIR = 1e-3
 """How far from the benign embedding the point lies from which `SelfMetric` flees, in distances to the furthest item."""
-
-NOBODY = -1
-"""The target of an image where there is none."""
 
 CHUNK = 256
 """Images whose targets `FurthestNegative` looks for at once; decides memory, not the result."""
@@ -48,10 +45,10 @@ class PanumGlobal:
     def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor:
         need_classes(self, benign)
         right = first_answer(benign.embeddings, benign, benign.own)["recall_at_1"] > 0
-        return benign.nearest(1).where(right[:, None], NOBODY)
+        return benign.nearest(1).where(right[:, None], NO_ITEM)
 
     def plan(self, benign: Benign, targets: Tensor) -> Plan:
-        answer, attacked = benign.gallery.embeddings[targets[:, 0]], targets[:, 0] != NOBODY
+        answer, attacked = benign.gallery.embeddings[targets[:, 0]], targets[:, 0] != NO_ITEM
 
         def loss(embeddings: Tensor) -> Tensor:
             return -row_distance(embeddings, answer).where(attacked, 0)
@@ -145,10 +142,10 @@ class FurthestNegative:
         near = distances.masked_fill(~right, torch.inf).topk(size, dim=1, largest=False)
         far = distances.masked_fill(~wrong, -torch.inf).topk(1, dim=1)
         found = torch.cat([near.values, far.values], dim=1).isfinite()
-        return torch.cat([near.indices, far.indices], dim=1).where(found, NOBODY)
+        return torch.cat([near.indices, far.indices], dim=1).where(found, NO_ITEM)
 
     def plan(self, benign: Benign, targets: Tensor) -> Plan:
-        points, present = benign.gallery.embeddings[targets], targets != NOBODY
+        points, present = benign.gallery.embeddings[targets], targets != NO_ITEM
         guides, furthest = points[:, :-1], points[:, -1]
         share = present[:, :-1] / present[:, :-1].sum(1, keepdim=True).clamp(min=1)
         center = (share[..., None] * guides).sum(1)  # the mean squared distance to points is that to their mean, and

@@ -1,12 +1,11 @@
 """The order attack: the same items on top, in the order an attacker wants."""
 
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from torch import Tensor
 
-from robret_lib.attacks.attack import Benign, ListLoss, Plan
+from robret_lib.attacks.attack import Benign, ListLoss, Plan, check_mode
 from robret_lib.attacks.ranking_losses import HingeItems, QueryHinges
 from robret_lib.distances import row_distance
 from robret_lib.mining import Mode
@@ -50,8 +49,7 @@ class OrderAttack:
             raise ValueError(f"k={self.k}: expected a whole number of at least 2, one item has one order")
         if not 0 <= self.xi < torch.inf:
             raise ValueError(f"xi={self.xi}: expected a finite number of at least 0")
-        if self.mode not in get_args(Mode):
-            raise ValueError(f"mode={self.mode!r}: expected 'fixed' or 'reference'")
+        check_mode(self.mode)
 
     def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor:
         if self.mode == "reference":
