@@ -41,10 +41,11 @@ FINISH = 'run.finish({"R@1": runs.measured(80, n=5)}, protocol="toy", mode="fixe
 
 
 @pytest.fixture(autouse=True)
-def _threads_as_before():
-    threads = torch.get_num_threads()
+def _threads_and_precision_as_before():
+    threads, rounded = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
     yield
     torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = rounded
 
 
 @pytest.fixture
@@ -219,6 +220,12 @@ def test_full_scale_leaves_the_threads(parameters):
     torch.set_num_threads(2)
     runs.start("90_tiny", parameters | {"scale": "full"}, **RULES)
     assert torch.get_num_threads() == 2
+
+
+def test_convolutions_keep_their_digits(parameters):
+    torch.backends.cudnn.allow_tf32 = True
+    runs.start("90_tiny", parameters, **RULES)
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_a_setup_cell_runs_again_beside_what_the_chapter_has_computed(parameters):

@@ -66,7 +66,8 @@ def start(chapter: str, namespace: Mapping[str, Any], /, **rules: Rule) -> "Run"
     Every literal in ``namespace`` must have a rule, so that a misspelt parameter is an error. A setup cell
     executed again in a living notebook is recognized by the earlier run in ``namespace``; the literals that
     the chapter has computed since are then left alone. At scale "quick" torch gets one thread, since sums,
-    and with them a chapter's stored numbers, differ with the number of threads.
+    and with them a chapter's stored numbers, differ with the number of threads. On a GPU convolutions keep all digits
+    of float32, where PyTorch would round to ten bits (TF32), so that distances agree with those of a CPU.
 
     Args:
         chapter: the notebook's name without its ending; the run's files begin with it.
@@ -90,6 +91,7 @@ def start(chapter: str, namespace: Mapping[str, Any], /, **rules: Rule) -> "Run"
         previous.close()
     if run.scale == "quick":
         torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False
     seed = run.seed % 2**32  # NumPy takes no more
     random.seed(seed)
     np.random.seed(seed)
