@@ -142,7 +142,7 @@ def test_published_values_that_are_absent_or_incomplete_are_named(workflow):
         runs.expected("table", workflow / "expected")
 
 
-NONE_AWAY = "No row within it is more than 3 standard errors away."
+NONE_AWAY = "Of the rows within it, none that has a standard error is farther away than chance explains."
 
 
 @pytest.mark.parametrize(
@@ -151,21 +151,25 @@ NONE_AWAY = "No row within it is more than 3 standard errors away."
         ({}, "None of these rows has been run."),
         ({"ES:D": 1.0}, "None of these rows has been run."),
         ({"R@1 (N)": (87.5, 0.2)}, "The one row lies within the tolerance."),
-        ({"R@1 (N)": 80.0}, f"The one row lies outside the tolerance. Outside is R@1 (N) (−7.60). {NONE_AWAY}"),
+        ({"R@1 (N)": 80.0}, "The one row lies outside the tolerance. Outside is R@1 (N) (−7.60)."),
         ({"R@1 (N)": (87.5, 0.2), "CA+|w=1": (49.2, 0.1)}, "All of the 2 rows lie within the tolerance."),
         (
             {"R@1 (N)": (86.6, 0.2), "CA+|w=1": (49.2, 0.1)},
             "All of the 2 rows lie within the tolerance. "
-            "Within it and yet more than 3 standard errors away is R@1 (N) (−1.00, 5.0 s.e.).",
+            "Within it and yet farther away than chance explains is R@1 (N) (−1.00, 5.0 s.e.).",
         ),
         (
             {"R@1 (N)": (87.5, 0.2), "CA+|w=1": (50.2, 0.5)},
             f"Of 2 rows, 1 lies within the tolerance. Outside is CA+|w=1 (+1.00, 2.0 s.e.). {NONE_AWAY}",
         ),
         (
+            {"R@1 (N)": 87.5, "CA+|w=1": (50.2, 0.5)},
+            "Of 2 rows, 1 lies within the tolerance. Outside is CA+|w=1 (+1.00, 2.0 s.e.).",
+        ),
+        (
             {"R@1 (N)": (80.0, 2.0), "CA+|w=1": (50.2, 0.1)},
-            "None of the 2 rows lies within the tolerance. Outside are CA+|w=1 (+1.00, 10.0 s.e.) "
-            f"and R@1 (N) (−7.60, 3.8 s.e.). {NONE_AWAY}",
+            "None of the 2 rows lies within the tolerance. Outside are R@1 (N) (−7.60, 3.8 s.e.) "
+            "and CA+|w=1 (+1.00, 10.0 s.e.).",
         ),
     ],
 )
@@ -175,14 +179,48 @@ def test_the_table_in_words(workflow, measured, words):
     assert runs.comparison_words("table", CHAPTER, workflow) == words
 
 
+@pytest.mark.parametrize(("apart", "told"), [(235.0, False), (236.5, True)])
+def test_two_seeds_need_a_far_larger_difference_than_one_run_of_many_queries(workflow, apart, told):
+    """Of two seeds, P(|t| > 3) is 20 %; 0.27 %, as of the normal distribution, lies beyond 235.8."""
+    for seed, sign in enumerate((-1, 1)):
+        run_once(workflow, {"R@1 (N)": (86.6 + sign / apart, 0.1)}, seed=seed)
+    assert runs.comparison("table", CHAPTER, workflow)[0].errors_apart == pytest.approx(apart)
+    assert ("chance explains" in runs.comparison_words("table", CHAPTER, workflow)) == told
+
+
+def test_equal_seeds_tell_nothing_of_chance(workflow):
+    for seed in (0, 1):
+        run_once(workflow, {"R@1 (N)": (86.6, 0.1)}, seed=seed)
+    assert runs.comparison_words("table", CHAPTER, workflow) == "The one row lies within the tolerance."
+
+
+def test_words_of_one_mode(workflow):
+    run_once(workflow, {"R@1 (N)": 87.5, "CA+|w=1": 49.0})
+    run_once(workflow, {"R@1 (N)": 80.0}, seed=1, mode="reference")
+    words = runs.comparison_words("table", CHAPTER, workflow, mode="reference")
+    assert words == "The one row lies outside the tolerance. Outside is R@1 (N) (−7.60)."
+    assert runs.comparison_words("table", CHAPTER, workflow).startswith("Of 3 rows, 2 lie within")
+
+
 def test_of_many_rows_only_the_farthest_is_told(workflow):
     rows = [{"metric": f"R@{k}", "value": 50.0, "tolerance": 9.0} for k in range(1, 9)]
     table = {"schema": 1, "title": "", "source": "", "rows": rows}
     (workflow / "expected" / "table.json").write_text(json.dumps(table))
     run_once(workflow, {f"R@{k}": (50.0 + k, 0.25) for k in range(1, 9)})
     assert runs.comparison_words("table", CHAPTER, workflow) == (
-        "All of the 8 rows lie within the tolerance. Within it and yet more than 3 standard errors away are "
+        "All of the 8 rows lie within the tolerance. Within it and yet farther away than chance explains are "
         "8 rows, the farthest of them R@8 (+8.00, 32.0 s.e.)."
+    )
+
+
+def test_the_farthest_is_so_many_tolerances_away(workflow):
+    """In points, the rank is farther off; nor does it matter which row has a standard error."""
+    rows = [{"metric": "rank", "value": 50.0, "tolerance": 4.0}, {"metric": "TMA", "value": 0.9, "tolerance": 0.04}]
+    table = {"schema": 1, "title": "", "source": "", "rows": rows}
+    (workflow / "expected" / "table.json").write_text(json.dumps(table))
+    run_once(workflow, {"rank": (55.0, 0.5), "TMA": 0.7})
+    assert runs.comparison_words("table", CHAPTER, workflow).endswith(
+        "Outside are TMA (−0.20) and rank (+5.00, 10.0 s.e.)."
     )
 
 

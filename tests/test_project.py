@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import robret_lib
+from robret_lib import runs
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -139,6 +140,13 @@ def test_every_module_is_in_the_api_reference():
     packages = {".".join(path.parts[:-1]) for path in library if path.name == "__init__"}
     assert len(documented) == len(set(documented)), "a module documented twice"
     assert modules <= set(documented) <= modules | packages
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "workflow" / "expected").glob("*.json")), ids=lambda path: path.stem)
+def test_published_numbers_name_the_commit_or_the_table_they_stand_in(path: Path):
+    published = runs.expected(path.stem)
+    assert re.search(r"\bcommit [0-9a-f]{7}\b|\bTable \d", published["source"])
+    assert not [row for row in published["rows"] if "source" in row], "one source for the whole file"
 
 
 def test_types_are_shipped():
