@@ -1,7 +1,10 @@
 """Attacks on one query: losses, targets and measures against slow definitions, R@1 as the metric's, and strength."""
 
+from copy import deepcopy
+
 import pytest
 import torch
+from torch import nn
 
 from robret_lib import attacks
 from robret_lib.attacks import PGD, AutoPGD, Benign, Gallery, Transfer
@@ -237,6 +240,28 @@ def test_the_first_step_of_the_shift_flees_from_the_nearest_item(model, gallery,
     towards = gallery.embeddings[benign.nearest(1)[:, 0]] - gallery.embeddings[OWN]
     cosine = torch.nn.functional.cosine_similarity(gradient, towards)
     assert (cosine > 0.99).all()  # descending means going the other way
+
+
+class Shrunk(nn.Module):
+    """A model whose unit vectors are drawn together around a pole, ``[s phi(x), sqrt(1 - s^2)]``: it ranks alike."""
+
+    def __init__(self, model, size):
+        super().__init__()
+        self.model, self.size, self.distance = model, size, model.distance
+
+    def forward(self, images):
+        embeddings = self.size * self.model(images)
+        return torch.cat([embeddings, torch.full_like(embeddings[:, :1], (1 - self.size**2) ** 0.5)], dim=1)
+
+
+@pytest.mark.parametrize("distance", ["N", "C"])
+def test_the_shift_is_the_same_for_a_model_that_is_drawn_together(distance, models, searched):
+    model = deepcopy(models[distance]).double()
+    found = []
+    for each in (model, Shrunk(model, 0.01)):
+        gallery = Gallery.of(each, searched)
+        found.append(attacks.run(EmbeddingShift(), each, searched[OWN], gallery, PGD(0.1, 0.02, 8), OWN).images)
+    assert torch.equal(*found)
 
 
 def test_the_shift_needs_no_labels(model, gallery):

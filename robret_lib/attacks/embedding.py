@@ -31,8 +31,8 @@ from robret_lib.data import relevance
 from robret_lib.distances import row_distance
 from robret_lib.mining import Mode
 
-HAIR = 1e-3
-"""How far from the benign embedding the point lies from which `EmbeddingShift` flees, in lengths of an embedding."""
+HAIR = 5e-3
+"""How far from the benign embedding the point lies from which `EmbeddingShift` flees, in units of `Gallery.spread`."""
 
 TWIN = 1e-2
 """An item nearer than this share of `Gallery.spread` is the image itself, or a copy of it."""
@@ -363,7 +363,9 @@ def _a_hair_aside(benign: Benign) -> Tensor:
     towards = nearest - benign.embeddings
     if not others.any(1).all():  # where all embeddings are alike, any direction will do
         towards = torch.where(others.any(1, keepdim=True), towards, torch.ones_like(towards))
-    return benign.embeddings + HAIR * gallery.length.clamp(min=1e-6) * normalize(towards, dim=1)
+    last_digits = 10 * torch.finfo(towards.dtype).eps * gallery.length.clamp(min=1e-6)  # of a gallery that collapsed
+    hair = last_digits.clamp(min=HAIR * gallery.euclidean.spread)
+    return benign.embeddings + hair * normalize(towards, dim=1)
 
 
 def _hard_margin(gallery: Gallery, others: ItemSets, own: ItemSets) -> Callable[[Tensor], Tensor]:
