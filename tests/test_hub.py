@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from robret_lib import attacks
-from robret_lib.attacks import AutoPGD, Benign, Gallery
+from robret_lib.attacks import AutoPGD, Benign, Gallery, hub
 from robret_lib.attacks.hub import CentroidHub, HiddenHub, Hub
+from robret_lib.distances import Centered
 from robret_lib.hubness import hubness, k_occurrence
 from robret_lib.models import embed
 from tests.small_retrieval import DEVICES, DISTANCES, SIZE, gallery_on, seeded, some_split
@@ -176,6 +177,16 @@ def test_batches_do_not_matter(attack, device, model, gallery, searched):
     model.cpu()
     assert torch.equal(whole.targets, parts.targets)
     assert ((whole.images - parts.images).abs() < 1e-3).double().mean() > 0.98
+
+
+def test_what_all_plans_share_is_looked_for_once(model, gallery, searched, monkeypatch):
+    fresh, products, prepared = Gallery(gallery.embeddings), [], []
+    monkeypatch.setattr(Gallery, "nearest", lambda *a, f=Gallery.nearest: products.append(a) or f(*a))
+    monkeypatch.setattr(hub.Centered, "of", lambda points, f=Centered.of: prepared.append(len(points)) or f(points))
+    arguments = HiddenHub(seen=20), model, searched[OWN], fresh, AutoPGD(0.1, 1), OWN
+    attacks.run(*arguments, generator=seeded(), batch_size=3)
+    assert len(products) == 1
+    assert [size for size in prepared if size != 20] == [SIZE, SIZE]  # in float32, and in float64 for what is reported
 
 
 def test_the_slope_does_not_vanish_far_away(gallery):

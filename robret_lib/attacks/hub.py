@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from robret_lib.attacks.attack import Benign, Plan
 from robret_lib.attacks.gallery import Gallery
-from robret_lib.distances import Centered, row_distance
+from robret_lib.distances import Centered
 
 TINY = 1e-12
 """Temperature of a gallery whose distances are all alike."""
@@ -28,16 +28,19 @@ class Queries(NamedTuple):
 
     Args:
         embeddings: ``[m, D]``, the same for all images.
+        points: The same, made ready for the distances to them.
         limits: How near an image has to come to be among the first k answers, ``[B, m]``.
         counted: bool ``[B, m]``; a query that is the image itself is not.
     """
 
     embeddings: Tensor
+    points: Centered
     limits: Tensor
     counted: Tensor
 
     def at(self, positions: Tensor) -> "Queries":
-        return Queries(self.embeddings[positions], self.limits[:, positions], self.counted[:, positions])
+        embeddings = self.embeddings[positions]
+        return Queries(embeddings, Centered.of(embeddings), self.limits[:, positions], self.counted[:, positions])
 
 
 @dataclass(frozen=True)
@@ -183,11 +186,10 @@ class _Distances(torch.autograd.Function):
 
 def _soft_log_share(queries: Queries, temperature: float) -> Loss:
     """Logarithm of the share of the counted queries that have an image among their first k, ``[B]``, soft steps."""
-    points = Centered.of(queries.embeddings)
     log_weight = queries.counted.double().log() - queries.counted.sum(1, keepdim=True).clamp(min=1).log()
 
     def log_share(embeddings: Tensor) -> Tensor:
-        closeness = (queries.limits - _Distances.apply(embeddings, points)) / temperature
+        closeness = (queries.limits - _Distances.apply(embeddings, queries.points)) / temperature
         return (torch.nn.functional.logsigmoid(closeness) + log_weight).logsumexp(1)
 
     return log_share
@@ -199,28 +201,21 @@ def _everyone(benign: Benign, gallery: Gallery, k: int) -> Queries:
     counted = torch.ones_like(limits, dtype=torch.bool)
     if benign.own is not None:
         counted.scatter_(1, benign.own[:, None], False)
-    return Queries(gallery.embeddings, limits, counted)
+    return Queries(gallery.embeddings, gallery.centered, limits, counted)
 
 
 def _limits(gallery: Gallery, k: int, own: Tensor | None) -> Tensor:
-    """Distance of each item to its k-th neighbor, itself and the item ``own [B]`` left out, float64 ``[B, N]``.
+    """How far the first k answers to each item reach, itself and the item ``own [B]`` left out, float64 ``[B, N]``.
 
     Where nothing is left out, a single row.
     """
-    size = k + (own is not None)
-    neighbors = gallery.nearest(torch.arange(len(gallery)), size)
-    kth, next_one = (_distances_to(gallery, neighbors[:, place]) for place in (k - 1, size - 1))
+    answers = gallery.first_answers(k)
     if own is None:
-        return kth[None]
-    lost = torch.zeros(len(own), len(gallery), dtype=torch.bool, device=kth.device)
-    for column in neighbors[:, :k].T:
+        return answers.reach[None]
+    lost = torch.zeros(len(own), len(gallery), dtype=torch.bool, device=own.device)
+    for column in answers.items.T:
         lost |= column == own[:, None]
-    return torch.where(lost, next_one, kth)
-
-
-def _distances_to(gallery: Gallery, positions: Tensor) -> Tensor:
-    parts = zip(gallery.embeddings.split(4096), positions.split(4096), strict=True)
-    return torch.cat([row_distance(part.double(), gallery.embeddings[at].double()) for part, at in parts])
+    return torch.where(lost, answers.next_reach, answers.reach)
 
 
 def _percent(reached: Tensor, counted: Tensor) -> Tensor:
