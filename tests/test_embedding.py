@@ -420,6 +420,24 @@ def test_the_greedy_targets_are_those_of_a_loop(name, distance, mode, galleries)
     assert torch.equal(found, slow_targets(name, gallery, own, mode))
 
 
+@pytest.mark.parametrize("name", ["ES", "LTM", "GTM", "GTT"])
+def test_the_images_themselves_are_looked_for_a_chunk_at_a_time_and_once_in_a_plan(name, gallery, monkeypatch):
+    own, asked = torch.arange(SIZE), []
+    measured = Gallery.exact_distances_from
+    monkeypatch.setattr(
+        Gallery, "exact_distances_from", lambda g, queries: asked.append(len(queries)) or measured(g, queries)
+    )
+    monkeypatch.setattr("robret_lib.attacks.answers.CHUNK", 200)
+    attack, benign = PUBLISHED[name]("reference"), benign_of(gallery, own)
+    targets = attack.targets(benign, None)
+    assert all(rows <= 256 for rows in asked)
+    asked.clear()
+    plan = attack.plan(benign, targets)
+    for _ in range(2):
+        plan.measures(benign.embeddings)
+    assert [rows for rows in asked if rows != SIZE] == [200, 200, 100]
+
+
 def test_chunks_change_no_target(gallery):
     benign = benign_of(gallery, torch.arange(50))
     for mode in MODES:

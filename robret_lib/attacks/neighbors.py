@@ -9,15 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robret_lib.attacks.answers import NO_ITEM, first_answer, has_classes, need_classes, others_and_own
+from robret_lib.attacks.answers import CHUNK, NO_ITEM, first_answer, has_classes, need_classes, others_and_own
 from robret_lib.attacks.attack import Benign, Plan
 from robret_lib.distances import row_distance
 
 HAIR = 1e-3
 """How far from the benign embedding the point lies from which `SelfMetric` flees, in distances to the furthest item."""
-
-CHUNK = 256
-"""Images whose targets `FurthestNegative` looks for at once; decides memory, not the result."""
 
 
 @dataclass(frozen=True)
