@@ -27,6 +27,7 @@ from robret_lib.attacks.answers import (
     to_nearest,
 )
 from robret_lib.attacks.attack import Benign, Plan, check_mode
+from robret_lib.attacks.fields import check_count, check_number
 from robret_lib.attacks.gallery import Gallery
 from robret_lib.attacks.ranking_losses import HingeItems, ItemSets, QueryHinges, SoftMargin
 from robret_lib.data import relevance
@@ -263,8 +264,7 @@ class Margin:
     rows = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < torch.inf:
-            raise ValueError(f"temperature={self.temperature}: expected a finite number of at least 0")
+        check_number("temperature", self.temperature, least=0)
 
     def targets(self, benign: Benign, generator: torch.Generator | None) -> None:
         need_classes(self, benign)
@@ -310,8 +310,7 @@ class TargetedMargin:
     rows = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.place, int) or self.place < 1:
-            raise ValueError(f"place={self.place!r}: expected a whole number of at least 1")
+        check_count("place", self.place)
 
     def targets(self, benign: Benign, generator: torch.Generator | None, chunk: int = CHUNK) -> Tensor:
         """The nearest item of the class to bring near, gallery positions ``[B, 1]``; -1 where there is none."""
