@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import logsigmoid, normalize
 
 from robret_lib.attacks.attack import Benign, Plan
+from robret_lib.attacks.fields import check_count, check_number
 from robret_lib.attacks.gallery import Gallery
 from robret_lib.distances import Centered
 
@@ -65,9 +67,10 @@ class Hub:
         temperature: T, in units of the `Gallery.spread` of Euclidean distances. On photographs 0.3 reached further
             than 0.1.
 
-    Threat model: knowledge, white-box: network, gallery, and some queries of the kind to come, but not those. Goal,
-    one image in the first k answers to all of them, whatever they show. Norm and budget, the search's. What moves, one
-    gallery image (or one from outside that is added, where ``own`` is None). Success, the reach of all unseen queries.
+    Threat model: *knowledge*, white-box: network, gallery, and some queries of the kind to come, but not those. *Goal*:
+    one image among the first k answers to all of them, whatever they show. *Norm* and *budget*: of the search. *What
+    moves*: one gallery image, or one from outside that is added, where ``own`` is None. *Success*: its reach, in
+    percent of all queries that were not seen.
     """
 
     k: int = 10
@@ -78,11 +81,11 @@ class Hub:
     rows = 1
 
     def __post_init__(self) -> None:
-        for name, count in (("k", self.k), ("seen", self.seen)):
-            if not isinstance(count, int) or count < 1:
-                raise ValueError(f"{name}={count!r}: expected a whole number of at least 1")
-        if not 0 < self.temperature < torch.inf:
-            raise ValueError(f"temperature={self.temperature}: expected a finite number above 0")
+        check_count("k", self.k)
+        check_count("seen", self.seen)
+        check_number("temperature", self.temperature, above=0)
+        if self.concept is not None:
+            check_count("concept", self.concept, least=0)
 
     def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor:
         """The seen queries, as gallery positions ``[B, seen]``: one draw without replacement, the same in each row."""
@@ -118,7 +121,12 @@ class Hub:
         if gallery.labels is None:
             raise ValueError(f"concept={self.concept}: the gallery has no labels, give them to Gallery.of")
         labels = gallery.labels.cpu()
-        return (labels == self.concept if labels.ndim == 1 else labels[:, self.concept] > 0).nonzero()[:, 0]
+        columns = labels[:, self.concept : self.concept + 1] if labels.ndim > 1 else (labels == self.concept)[:, None]
+        pool = columns.any(1).nonzero()[:, 0]
+        if not len(pool):
+            highest = labels.shape[1] - 1 if labels.ndim > 1 else int(labels.max())
+            raise ValueError(f"concept={self.concept}: no gallery item has this class, the highest one is {highest}")
+        return pool
 
 
 @dataclass(frozen=True)
@@ -126,14 +134,21 @@ class CentroidHub(Hub):
     """Perturb a gallery item until it points the way the mean of the seen queries does.
 
     Minimizes ``1 - cos(c~, mean q)`` (Zhang et al. 2024, arXiv 2412.14113; public code Tingwei-Zhang/adv_hub,
-    `pgd_step`, with 1,000 steps of 0.02 that fall by a tenth every 300, eps = 16/255, 100 queries). Where queries are
-    of the gallery's kind, their mean is near none of them, and this loss leads nowhere; where they lie apart from the
-    gallery, as captions do from images, it is enough. All else as of `Hub`; its temperature is not used.
+    `pgd_step`: eps = 16/255, 100 queries, and 1,000 steps of 0.02 in pixels divided by CLIP's standard deviations,
+    0.26 to 0.28, so of about 1.4/255 here, a tenth less after every 300). The mean is that of unit vectors: a query
+    with a long embedding counts no more than another. Where queries are of the gallery's kind, their mean is near none
+    of them, and this loss leads nowhere; where they lie apart from the gallery, as captions do from images, it is
+    enough. All else as of `Hub`; its temperature is not used.
+
+    Threat model: *knowledge*, white-box: network, gallery, and some queries of the kind to come, but not those. *Goal*:
+    one image that looks to the network like what they have in common. *Norm* and *budget*: of the search. *What
+    moves*: one gallery image, or one from outside that is added. *Success*: its reach, in percent of all queries that
+    were not seen.
     """
 
     def _loss(self, seen: Queries, everyone: Queries, temperature: float) -> Loss:
         share = seen.counted / seen.counted.sum(1, keepdim=True).clamp(min=1)
-        centroid = share.to(seen.embeddings) @ seen.embeddings
+        centroid = share.to(seen.embeddings) @ normalize(seen.embeddings, dim=1)
         return lambda embeddings: 1 - torch.cosine_similarity(embeddings, centroid, dim=1)
 
 
@@ -150,11 +165,15 @@ class HiddenHub(Hub):
         k, seen, concept, temperature: As of `Hub`.
         ceiling: The share of all queries in percent (measure ``reach_everywhere``) above which the alarm goes off.
 
-    Threat model: as of `Hub`; knowledge also of the detector, with its threshold. Success, the reach of all unseen
-    queries where the alarm does not go off, else none.
+    Threat model: *knowledge*, white-box: network, gallery, some queries of the kind to come, and the detector with its
+    threshold. *Goal*: one image among the first k answers to all of them, and no alarm. *Norm* and *budget*: of the
+    search. *What moves*: one gallery image, or one from outside that is added. *Success*: its reach, in percent of all
+    queries that were not seen, and 0 where the alarm goes off.
     """
 
     ceiling: float = 5.0
+
+    rows = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -190,7 +209,7 @@ def _soft_log_share(queries: Queries, temperature: float) -> Loss:
 
     def log_share(embeddings: Tensor) -> Tensor:
         closeness = (queries.limits - _Distances.apply(embeddings, queries.points)) / temperature
-        return (torch.nn.functional.logsigmoid(closeness) + log_weight).logsumexp(1)
+        return (logsigmoid(closeness) + log_weight).logsumexp(1)
 
     return log_share
 
