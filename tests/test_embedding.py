@@ -1,7 +1,10 @@
 """Attacks on one query: losses, targets and measures against slow definitions, R@1 as the metric's, and strength."""
 
+from copy import deepcopy
+
 import pytest
 import torch
+from torch import nn
 
 from robret_lib import attacks
 from robret_lib.attacks import PGD, AutoPGD, Benign, Gallery, Transfer
@@ -239,6 +242,28 @@ def test_the_first_step_of_the_shift_flees_from_the_nearest_item(model, gallery,
     assert (cosine > 0.99).all()  # descending means going the other way
 
 
+class Shrunk(nn.Module):
+    """A model whose unit vectors are drawn together around a pole, ``[s phi(x), sqrt(1 - s^2)]``: it ranks alike."""
+
+    def __init__(self, model, size):
+        super().__init__()
+        self.model, self.size, self.distance = model, size, model.distance
+
+    def forward(self, images):
+        embeddings = self.size * self.model(images)
+        return torch.cat([embeddings, torch.full_like(embeddings[:, :1], (1 - self.size**2) ** 0.5)], dim=1)
+
+
+@pytest.mark.parametrize("distance", ["N", "C"])
+def test_the_shift_is_the_same_for_a_model_that_is_drawn_together(distance, models, searched):
+    model = deepcopy(models[distance]).double()
+    found = []
+    for each in (model, Shrunk(model, 0.01)):
+        gallery = Gallery.of(each, searched)
+        found.append(attacks.run(EmbeddingShift(), each, searched[OWN], gallery, PGD(0.1, 0.02, 8), OWN).images)
+    assert torch.equal(*found)
+
+
 def test_the_shift_needs_no_labels(model, gallery):
     strangers = some_split(20, seed=40)
     result = attacks.run(EmbeddingShift(), model, strangers.images, Gallery(gallery.embeddings), PGD(0.1, 0.02, 4))
@@ -393,6 +418,24 @@ def test_the_greedy_targets_are_those_of_a_loop(name, distance, mode, galleries)
     gallery, own = in_float64(galleries[distance]), torch.arange(0, SIZE, 9)
     found = PUBLISHED[name](mode).targets(benign_of(gallery, own), None)
     assert torch.equal(found, slow_targets(name, gallery, own, mode))
+
+
+@pytest.mark.parametrize("name", ["ES", "LTM", "GTM", "GTT"])
+def test_the_images_themselves_are_looked_for_a_chunk_at_a_time_and_once_in_a_plan(name, gallery, monkeypatch):
+    own, asked = torch.arange(SIZE), []
+    measured = Gallery.exact_distances_from
+    monkeypatch.setattr(
+        Gallery, "exact_distances_from", lambda g, queries: asked.append(len(queries)) or measured(g, queries)
+    )
+    monkeypatch.setattr("robret_lib.attacks.answers.CHUNK", 200)
+    attack, benign = PUBLISHED[name]("reference"), benign_of(gallery, own)
+    targets = attack.targets(benign, None)
+    assert all(rows <= 256 for rows in asked)
+    asked.clear()
+    plan = attack.plan(benign, targets)
+    for _ in range(2):
+        plan.measures(benign.embeddings)
+    assert [rows for rows in asked if rows != SIZE] == [200, 200, 100]
 
 
 def test_chunks_change_no_target(gallery):

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from robret_lib import attacks
-from robret_lib.attacks import AutoPGD, Benign, Gallery
+from robret_lib.attacks import AutoPGD, Benign, Gallery, hub
 from robret_lib.attacks.hub import CentroidHub, HiddenHub, Hub
+from robret_lib.attacks.run import BYTES_PER_DISTANCE
+from robret_lib.distances import Centered
 from robret_lib.hubness import hubness, k_occurrence
 from robret_lib.models import embed
 from tests.small_retrieval import DEVICES, DISTANCES, SIZE, gallery_on, seeded, some_split
@@ -100,7 +102,8 @@ def test_the_loss_of_the_centroid(name, galleries):
     losses = CentroidHub(seen=20).plan(benign, targets).loss(embeddings)
     for i, loss in enumerate(losses):
         seen = [q for q in targets[0].tolist() if q != i]
-        expected = 1 - torch.cosine_similarity(embeddings[i], gallery.embeddings[seen].mean(0), dim=0)
+        centroid = torch.stack([q / q.norm() for q in gallery.embeddings[seen]]).mean(0)
+        expected = 1 - torch.cosine_similarity(embeddings[i], centroid, dim=0)
         torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -178,6 +181,16 @@ def test_batches_do_not_matter(attack, device, model, gallery, searched):
     assert ((whole.images - parts.images).abs() < 1e-3).double().mean() > 0.98
 
 
+def test_what_all_plans_share_is_looked_for_once(model, gallery, searched, monkeypatch):
+    fresh, products, prepared = Gallery(gallery.embeddings), [], []
+    monkeypatch.setattr(Gallery, "nearest", lambda *a, f=Gallery.nearest: products.append(a) or f(*a))
+    monkeypatch.setattr(hub.Centered, "of", lambda points, f=Centered.of: prepared.append(len(points)) or f(points))
+    arguments = HiddenHub(seen=20), model, searched[OWN], fresh, AutoPGD(0.1, 1), OWN
+    attacks.run(*arguments, generator=seeded(), batch_size=3)
+    assert len(products) == 1
+    assert [size for size in prepared if size != 20] == [SIZE, SIZE]  # in float32, and in float64 for what is reported
+
+
 def test_the_slope_does_not_vanish_far_away(gallery):
     """A gallery of two lumps, very far apart: the share is zero to the last digit, its logarithm is not flat."""
     lumps = torch.randn(SIZE, 8, generator=seeded()) * 0.01
@@ -224,11 +237,41 @@ def test_a_hub_reaches_further_than_any_item_and_its_unseen_queries_too(name, mo
         ({"seen": 0}, "seen=0: expected a whole number"),
         ({"ceiling": 0}, "ceiling=0: expected percent, above 0 and at most 100"),
         ({"temperature": 0}, "temperature=0: expected a finite number above 0"),
+        ({"concept": -1}, "concept=-1: expected a whole number of at least 0"),
+        ({"concept": "a"}, "concept='a': expected a whole number of at least 0"),
     ],
 )
 def test_impossible_fields_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         HiddenHub(**fields)
+
+
+def test_a_concept_without_items_is_refused(gallery):
+    several = Gallery(gallery.embeddings, "N", torch.eye(10, dtype=torch.uint8)[gallery.labels])
+    for each in (gallery, several):
+        benign = Benign(each, gallery.embeddings[OWN], OWN)
+        with pytest.raises(ValueError, match="concept=99: no gallery item has this class, the highest one is 9"):
+            Hub(concept=99).targets(benign, None)
+
+
+def test_the_memory_of_a_plan_is_what_the_run_counts_for_it(gallery):
+    """In bytes for each image and item; of what is kept for the gradient, each tensor once."""
+    own = torch.arange(8)
+    benign, kept = Benign(gallery, gallery.embeddings[own], own), {}
+
+    def note(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    for attack in (Hub(), HiddenHub()):
+        kept.clear()
+        plan = attack.plan(benign, attack.targets(benign, seeded()))
+        embeddings = gallery.embeddings[own].clone().requires_grad_(True)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            plan.loss(embeddings)
+        size = sum(storage.nbytes() for storage in kept.values())
+        plan_itself = 8 + 1 + 8  # limits, which queries count, and the logarithms of their weights
+        assert size / len(own) / SIZE + plan_itself < attack.rows * BYTES_PER_DISTANCE
 
 
 def test_a_hub_needs_queries_it_has_not_seen(gallery):

@@ -222,7 +222,7 @@ def test_classes_are_needed(attack, model, gallery, searched):
     assert set(result.measured) == {"shift"}
 
 
-@pytest.mark.parametrize("guides", [0, -1, 2.0])
+@pytest.mark.parametrize("guides", [0, -1, 2.0, True])
 def test_an_impossible_number_of_guides_is_refused(guides):
     with pytest.raises(ValueError, match="guides=.*: expected a whole number"):
         FurthestNegative(guides)

@@ -166,7 +166,7 @@ def test_the_weight_keeps_the_items_on_top(model, gallery, searched):
 
 def test_what_makes_no_sense_is_refused():
     for options, message in (
-        ({"k": 1}, "k=1: expected a whole number of at least 2, one item has one order"),
+        ({"k": 1}, "k=1: expected a whole number of at least 2"),
         ({"xi": -1}, "xi=-1: expected a finite number of at least 0"),
         ({"mode": "right"}, "mode='right': expected 'fixed' or 'reference'"),
     ):

@@ -13,6 +13,9 @@ from robret_lib.mining import Mode
 NO_ITEM = -1
 """The target of an image that has none."""
 
+CHUNK = 256
+"""Images at once where targets are looked for among all items; decides memory, not the result."""
+
 NO_SLOPE = 1e-6
 """An item nearer than this, in lengths of an embedding, is at the embedding itself but for rounding."""
 
@@ -38,7 +41,8 @@ def itself(benign: Benign, mode: Mode) -> Tensor | None:
     """
     if mode == "fixed":
         return benign.own
-    return benign.gallery.exact_distances_from(benign.embeddings).argmin(1)
+    parts = benign.embeddings.split(CHUNK)
+    return torch.cat([benign.gallery.exact_distances_from(part).argmin(1) for part in parts])
 
 
 def others_and_own(benign: Benign, left_out: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -8,12 +8,14 @@ its benign embedding (`answers.itself`).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from robret_lib.attacks.answers import (
+    CHUNK,
     NO_ITEM,
     closer_items,
     first_answer,
@@ -25,14 +27,15 @@ from robret_lib.attacks.answers import (
     to_nearest,
 )
 from robret_lib.attacks.attack import Benign, Plan, check_mode
+from robret_lib.attacks.fields import check_count, check_number
 from robret_lib.attacks.gallery import Gallery
 from robret_lib.attacks.ranking_losses import HingeItems, ItemSets, QueryHinges, SoftMargin
 from robret_lib.data import relevance
 from robret_lib.distances import row_distance
 from robret_lib.mining import Mode
 
-HAIR = 1e-3
-"""How far from the benign embedding the point lies from which `EmbeddingShift` flees, in lengths of an embedding."""
+HAIR = 5e-3
+"""How far from the benign embedding the point lies from which `EmbeddingShift` flees, in units of `Gallery.spread`."""
 
 TWIN = 1e-2
 """An item nearer than this share of `Gallery.spread` is the image itself, or a copy of it."""
@@ -54,6 +57,15 @@ class _Published:
 
     def __post_init__(self) -> None:
         check_mode(self.mode)
+
+    def _itself(self, benign: Benign) -> Callable[[], Tensor | None]:
+        """See `itself`; looked for when first asked for, and once."""
+        return cache(lambda: itself(benign, self.mode))
+
+    def _recall(self, benign: Benign) -> Callable[[Tensor], dict[str, Tensor]]:
+        """``recall_at_1 [B]`` of embeddings."""
+        left_out = self._itself(benign)
+        return lambda embeddings: first_answer(embeddings, benign, left_out())
 
 
 @dataclass(frozen=True)
@@ -80,13 +92,8 @@ class EmbeddingShift(_Published):
 
     def plan(self, benign: Benign, targets: None) -> Plan:
         shift = _Shift(benign) if self.mode == "fixed" else _PublishedShift(benign)
-        answers = has_classes(benign)
-
-        def measures(embeddings: Tensor) -> dict[str, Tensor]:
-            found = {"shift": shift.measured(embeddings)}
-            return found | first_answer(embeddings, benign, itself(benign, self.mode)) if answers else found
-
-        return Plan(shift.loss, measures)
+        recall = self._recall(benign) if has_classes(benign) else lambda embeddings: {}
+        return Plan(shift.loss, lambda embeddings: {"shift": shift.measured(embeddings)} | recall(embeddings))
 
 
 @dataclass(frozen=True)
@@ -151,7 +158,7 @@ class LearningToMisrank(_Published):
             furthest = to_furthest(distances, others, embeddings, gallery)
             return (furthest - to_nearest(distances, own, embeddings, gallery)).relu()
 
-        return Plan(loss, lambda embeddings: first_answer(embeddings, benign, itself(benign, self.mode)))
+        return Plan(loss, self._recall(benign))
 
 
 @dataclass(frozen=True)
@@ -174,7 +181,7 @@ class GreedyTop1Misrank(_Published):
     *Norm* and *budget*: of the search. *What moves*: the query. *Success*: R@1, in percent of all queries.
     """
 
-    def targets(self, benign: Benign, generator: torch.Generator | None, chunk: int = 1024) -> Tensor:
+    def targets(self, benign: Benign, generator: torch.Generator | None, chunk: int = CHUNK) -> Tensor:
         need_classes(self, benign)
         parts = (benign[start : start + chunk] for start in range(0, len(benign), chunk))
         chosen = _nearest_other if self.mode == "fixed" else _published_nearest_other
@@ -188,7 +195,7 @@ class GreedyTop1Misrank(_Published):
         def loss(embeddings: Tensor) -> Tensor:
             return torch.where(found, row_distance(embeddings, target, gallery.distance, offset), 0.0)
 
-        return Plan(loss, lambda embeddings: first_answer(embeddings, benign, itself(benign, self.mode)))
+        return Plan(loss, self._recall(benign))
 
 
 @dataclass(frozen=True)
@@ -216,12 +223,13 @@ class GreedyTop1Translocation(_Published):
         gallery = benign.gallery
         downwards = gallery.embeddings.new_full((1,), -1.0)
         items = HingeItems.of(gallery, targets, self.mode)
+        left_out = self._itself(benign)
 
         def loss(embeddings: Tensor) -> Tensor:
             return QueryHinges.apply(embeddings, items, downwards)[:, 0]
 
         def measures(embeddings: Tensor) -> dict[str, Tensor]:
-            closer = closer_items(embeddings, gallery, targets, itself(benign, self.mode))[:, 0]
+            closer = closer_items(embeddings, gallery, targets, left_out())[:, 0]
             return {"retain_at_4": 100 * (closer < RETAINED).double()}
 
         return Plan(loss, measures)
@@ -256,8 +264,7 @@ class Margin:
     rows = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < torch.inf:
-            raise ValueError(f"temperature={self.temperature}: expected a finite number of at least 0")
+        check_number("temperature", self.temperature, least=0)
 
     def targets(self, benign: Benign, generator: torch.Generator | None) -> None:
         need_classes(self, benign)
@@ -303,10 +310,9 @@ class TargetedMargin:
     rows = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.place, int) or self.place < 1:
-            raise ValueError(f"place={self.place!r}: expected a whole number of at least 1")
+        check_count("place", self.place)
 
-    def targets(self, benign: Benign, generator: torch.Generator | None, chunk: int = 1024) -> Tensor:
+    def targets(self, benign: Benign, generator: torch.Generator | None, chunk: int = CHUNK) -> Tensor:
         """The nearest item of the class to bring near, gallery positions ``[B, 1]``; -1 where there is none."""
         need_classes(self, benign)
         parts = (benign[start : start + chunk] for start in range(0, len(benign), chunk))
@@ -363,7 +369,9 @@ def _a_hair_aside(benign: Benign) -> Tensor:
     towards = nearest - benign.embeddings
     if not others.any(1).all():  # where all embeddings are alike, any direction will do
         towards = torch.where(others.any(1, keepdim=True), towards, torch.ones_like(towards))
-    return benign.embeddings + HAIR * gallery.length.clamp(min=1e-6) * normalize(towards, dim=1)
+    last_digits = 10 * torch.finfo(towards.dtype).eps * gallery.length.clamp(min=1e-6)  # of a gallery that collapsed
+    hair = last_digits.clamp(min=HAIR * gallery.euclidean.spread)
+    return benign.embeddings + hair * normalize(towards, dim=1)
 
 
 def _hard_margin(gallery: Gallery, others: ItemSets, own: ItemSets) -> Callable[[Tensor], Tensor]:

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from robret_lib.data import check_labels
-from robret_lib.distances import Centered, check_embeddings
+from robret_lib.distances import Centered, check_embeddings, row_distance
 from robret_lib.models import Distance, EmbeddingModel, distance_of, embed
 
 SPREAD_SAMPLE = 256
@@ -18,6 +19,20 @@ SPREAD_BYTES = 64 * 2**20
 
 SAMPLE = 20_000
 """How many items `Gallery.sample` keeps of a larger gallery."""
+
+
+class FirstAnswers(NamedTuple):
+    """The first k answers to each of the N items, and how far they reach.
+
+    Args:
+        items: Their positions, the item itself left out, ``[N, k]``.
+        reach: Distance to the last of them, float64 ``[N]``.
+        next_reach: Distance to the one that moves up where any of them is taken away, float64 ``[N]``.
+    """
+
+    items: Tensor
+    reach: Tensor
+    next_reach: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +126,23 @@ class Gallery:
         place = torch.rand(SAMPLE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         positions = bounds[:-1] + (place * bounds.diff()).long()
         return self.embeddings[positions.to(self.embeddings.device)]
+
+    def first_answers(self, k: int) -> FirstAnswers:
+        """The first k answers to each item; looked for once, and kept."""
+        if k not in self._first_answers:
+            nearest = self.nearest(torch.arange(len(self)), k + 1)
+            reach, next_reach = (self._to(nearest[:, place]) for place in (k - 1, k))
+            self._first_answers[k] = FirstAnswers(nearest[:, :k].clone(), reach, next_reach)
+        return self._first_answers[k]
+
+    @cached_property
+    def _first_answers(self) -> dict[int, FirstAnswers]:
+        return {}
+
+    def _to(self, positions: Tensor) -> Tensor:
+        """Distance from each item to the one at its position ``[N]``, float64."""
+        pairs = zip(self.embeddings.split(4096), positions.split(4096), strict=True)
+        return torch.cat([row_distance(u.double(), self.embeddings[at].double(), self.distance) for u, at in pairs])
 
     def distances(self, positions: Tensor) -> Tensor:
         """Distances ``[*, N]`` from the items at ``positions [*]`` to all items."""

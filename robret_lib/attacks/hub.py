@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import logsigmoid, normalize
 
 from robret_lib.attacks.attack import Benign, Plan
+from robret_lib.attacks.fields import check_count, check_number
 from robret_lib.attacks.gallery import Gallery
-from robret_lib.distances import Centered, row_distance
+from robret_lib.distances import Centered
 
 TINY = 1e-12
 """Temperature of a gallery whose distances are all alike."""
@@ -28,16 +30,19 @@ class Queries(NamedTuple):
 
     Args:
         embeddings: ``[m, D]``, the same for all images.
+        points: The same, made ready for the distances to them.
         limits: How near an image has to come to be among the first k answers, ``[B, m]``.
         counted: bool ``[B, m]``; a query that is the image itself is not.
     """
 
     embeddings: Tensor
+    points: Centered
     limits: Tensor
     counted: Tensor
 
     def at(self, positions: Tensor) -> "Queries":
-        return Queries(self.embeddings[positions], self.limits[:, positions], self.counted[:, positions])
+        embeddings = self.embeddings[positions]
+        return Queries(embeddings, Centered.of(embeddings), self.limits[:, positions], self.counted[:, positions])
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,10 @@ class Hub:
         temperature: T, in units of the `Gallery.spread` of Euclidean distances. On photographs 0.3 reached further
             than 0.1.
 
-    Threat model: knowledge, white-box: network, gallery, and some queries of the kind to come, but not those. Goal,
-    one image in the first k answers to all of them, whatever they show. Norm and budget, the search's. What moves, one
-    gallery image (or one from outside that is added, where ``own`` is None). Success, the reach of all unseen queries.
+    Threat model: *knowledge*, white-box: network, gallery, and some queries of the kind to come, but not those. *Goal*:
+    one image among the first k answers to all of them, whatever they show. *Norm* and *budget*: of the search. *What
+    moves*: one gallery image, or one from outside that is added, where ``own`` is None. *Success*: its reach, in
+    percent of all queries that were not seen.
     """
 
     k: int = 10
@@ -75,11 +81,11 @@ class Hub:
     rows = 1
 
     def __post_init__(self) -> None:
-        for name, count in (("k", self.k), ("seen", self.seen)):
-            if not isinstance(count, int) or count < 1:
-                raise ValueError(f"{name}={count!r}: expected a whole number of at least 1")
-        if not 0 < self.temperature < torch.inf:
-            raise ValueError(f"temperature={self.temperature}: expected a finite number above 0")
+        check_count("k", self.k)
+        check_count("seen", self.seen)
+        check_number("temperature", self.temperature, above=0)
+        if self.concept is not None:
+            check_count("concept", self.concept, least=0)
 
     def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor:
         """The seen queries, as gallery positions ``[B, seen]``: one draw without replacement, the same in each row."""
@@ -115,7 +121,12 @@ class Hub:
         if gallery.labels is None:
             raise ValueError(f"concept={self.concept}: the gallery has no labels, give them to Gallery.of")
         labels = gallery.labels.cpu()
-        return (labels == self.concept if labels.ndim == 1 else labels[:, self.concept] > 0).nonzero()[:, 0]
+        columns = labels[:, self.concept : self.concept + 1] if labels.ndim > 1 else (labels == self.concept)[:, None]
+        pool = columns.any(1).nonzero()[:, 0]
+        if not len(pool):
+            highest = labels.shape[1] - 1 if labels.ndim > 1 else int(labels.max())
+            raise ValueError(f"concept={self.concept}: no gallery item has this class, the highest one is {highest}")
+        return pool
 
 
 @dataclass(frozen=True)
@@ -123,14 +134,21 @@ class CentroidHub(Hub):
     """Perturb a gallery item until it points the way the mean of the seen queries does.
 
     Minimizes ``1 - cos(c~, mean q)`` (Zhang et al. 2024, arXiv 2412.14113; public code Tingwei-Zhang/adv_hub,
-    `pgd_step`, with 1,000 steps of 0.02 that fall by a tenth every 300, eps = 16/255, 100 queries). Where queries are
-    of the gallery's kind, their mean is near none of them, and this loss leads nowhere; where they lie apart from the
-    gallery, as captions do from images, it is enough. All else as of `Hub`; its temperature is not used.
+    `pgd_step`: eps = 16/255, 100 queries, and 1,000 steps of 0.02 in pixels divided by CLIP's standard deviations,
+    0.26 to 0.28, so of about 1.4/255 here, a tenth less after every 300). The mean is that of unit vectors: a query
+    with a long embedding counts no more than another. Where queries are of the gallery's kind, their mean is near none
+    of them, and this loss leads nowhere; where they lie apart from the gallery, as captions do from images, it is
+    enough. All else as of `Hub`; its temperature is not used.
+
+    Threat model: *knowledge*, white-box: network, gallery, and some queries of the kind to come, but not those. *Goal*:
+    one image that looks to the network like what they have in common. *Norm* and *budget*: of the search. *What
+    moves*: one gallery image, or one from outside that is added. *Success*: its reach, in percent of all queries that
+    were not seen.
     """
 
     def _loss(self, seen: Queries, everyone: Queries, temperature: float) -> Loss:
         share = seen.counted / seen.counted.sum(1, keepdim=True).clamp(min=1)
-        centroid = share.to(seen.embeddings) @ seen.embeddings
+        centroid = share.to(seen.embeddings) @ normalize(seen.embeddings, dim=1)
         return lambda embeddings: 1 - torch.cosine_similarity(embeddings, centroid, dim=1)
 
 
@@ -147,11 +165,15 @@ class HiddenHub(Hub):
         k, seen, concept, temperature: As of `Hub`.
         ceiling: The share of all queries in percent (measure ``reach_everywhere``) above which the alarm goes off.
 
-    Threat model: as of `Hub`; knowledge also of the detector, with its threshold. Success, the reach of all unseen
-    queries where the alarm does not go off, else none.
+    Threat model: *knowledge*, white-box: network, gallery, some queries of the kind to come, and the detector with its
+    threshold. *Goal*: one image among the first k answers to all of them, and no alarm. *Norm* and *budget*: of the
+    search. *What moves*: one gallery image, or one from outside that is added. *Success*: its reach, in percent of all
+    queries that were not seen, and 0 where the alarm goes off.
     """
 
     ceiling: float = 5.0
+
+    rows = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -183,12 +205,11 @@ class _Distances(torch.autograd.Function):
 
 def _soft_log_share(queries: Queries, temperature: float) -> Loss:
     """Logarithm of the share of the counted queries that have an image among their first k, ``[B]``, soft steps."""
-    points = Centered.of(queries.embeddings)
     log_weight = queries.counted.double().log() - queries.counted.sum(1, keepdim=True).clamp(min=1).log()
 
     def log_share(embeddings: Tensor) -> Tensor:
-        closeness = (queries.limits - _Distances.apply(embeddings, points)) / temperature
-        return (torch.nn.functional.logsigmoid(closeness) + log_weight).logsumexp(1)
+        closeness = (queries.limits - _Distances.apply(embeddings, queries.points)) / temperature
+        return (logsigmoid(closeness) + log_weight).logsumexp(1)
 
     return log_share
 
@@ -199,28 +220,21 @@ def _everyone(benign: Benign, gallery: Gallery, k: int) -> Queries:
     counted = torch.ones_like(limits, dtype=torch.bool)
     if benign.own is not None:
         counted.scatter_(1, benign.own[:, None], False)
-    return Queries(gallery.embeddings, limits, counted)
+    return Queries(gallery.embeddings, gallery.centered, limits, counted)
 
 
 def _limits(gallery: Gallery, k: int, own: Tensor | None) -> Tensor:
-    """Distance of each item to its k-th neighbor, itself and the item ``own [B]`` left out, float64 ``[B, N]``.
+    """How far the first k answers to each item reach, itself and the item ``own [B]`` left out, float64 ``[B, N]``.
 
     Where nothing is left out, a single row.
     """
-    size = k + (own is not None)
-    neighbors = gallery.nearest(torch.arange(len(gallery)), size)
-    kth, next_one = (_distances_to(gallery, neighbors[:, place]) for place in (k - 1, size - 1))
+    answers = gallery.first_answers(k)
     if own is None:
-        return kth[None]
-    lost = torch.zeros(len(own), len(gallery), dtype=torch.bool, device=kth.device)
-    for column in neighbors[:, :k].T:
+        return answers.reach[None]
+    lost = torch.zeros(len(own), len(gallery), dtype=torch.bool, device=own.device)
+    for column in answers.items.T:
         lost |= column == own[:, None]
-    return torch.where(lost, next_one, kth)
-
-
-def _distances_to(gallery: Gallery, positions: Tensor) -> Tensor:
-    parts = zip(gallery.embeddings.split(4096), positions.split(4096), strict=True)
-    return torch.cat([row_distance(part.double(), gallery.embeddings[at].double()) for part, at in parts])
+    return torch.where(lost, answers.next_reach, answers.reach)
 
 
 def _percent(reached: Tensor, counted: Tensor) -> Tensor:

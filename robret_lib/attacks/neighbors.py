@@ -9,15 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robret_lib.attacks.answers import NO_ITEM, first_answer, has_classes, need_classes, others_and_own
+from robret_lib.attacks.answers import CHUNK, NO_ITEM, first_answer, has_classes, need_classes, others_and_own
 from robret_lib.attacks.attack import Benign, Plan
+from robret_lib.attacks.fields import check_count
 from robret_lib.distances import row_distance
 
 HAIR = 1e-3
 """How far from the benign embedding the point lies from which `SelfMetric` flees, in distances to the furthest item."""
-
-CHUNK = 256
-"""Images whose targets `FurthestNegative` looks for at once; decides memory, not the result."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +33,9 @@ class PanumGlobal:
     Measures ``recall_at_1`` over all queries: 100 where the first answer was right and still is, 0 where it was wrong
     before or is now. What is left of those that were right before is the mean divided by the benign mean.
 
-    Threat model: knowledge, white-box: network, gallery and its classes. Goal, no relevant item in the first place of
-    a query that has one there; untargeted. Norm and budget, the search's. What moves, the query. Success, recall_at_1
-    left of all queries, or of those right before.
+    Threat model: *knowledge*, white-box: network, gallery and its classes. *Goal*: a first answer of another class, to
+    a query whose first answer is right. *Norm* and *budget*: of the search. *What moves*: the query. *Success*: R@1, in
+    percent of all queries, or of those right before.
     """
 
     rows = 1
@@ -72,9 +70,9 @@ class SelfMetric:
 
     Measures ``shift``, the distance from the benign embedding, and ``recall_at_1`` where classes are known.
 
-    Threat model: knowledge, white-box: the network alone (gallery items only break the tie at the start). Goal, the
-    image is no longer found where it was; untargeted. Norm and budget, the search's. What moves, the query, or the
-    item. Success, the mean shift, and recall_at_1 left of all queries.
+    Threat model: *knowledge*, white-box: the network; items of the gallery only break the tie at the start. *Goal*: the
+    embedding far from where it was. *Norm* and *budget*: of the search. *What moves*: the query, or a gallery item.
+    *Success*: the mean distance over all images; and R@1, in percent of all queries.
     """
 
     rows = 1
@@ -116,9 +114,9 @@ class FurthestNegative:
         guides: How many items of the class push; where it has fewer, all of them. The published training against
             this attack (GOAT) has 4.
 
-    Threat model: knowledge, white-box: network, gallery and its classes. Goal, a first answer of another class;
-    untargeted, though the way leads to one class. Norm and budget, the search's. What moves, the query. Success,
-    recall_at_1 left of all queries.
+    Threat model: *knowledge*, white-box: network, gallery and its classes. *Goal*: a first answer of another class,
+    whichever, though the way leads to one of them. *Norm* and *budget*: of the search. *What moves*: the query.
+    *Success*: R@1, in percent of all queries.
     """
 
     guides: int = 4
@@ -126,8 +124,7 @@ class FurthestNegative:
     rows = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.guides, int) or self.guides < 1:
-            raise ValueError(f"guides={self.guides!r}: expected a whole number of items, at least 1")
+        check_count("guides", self.guides)
 
     def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor:
         """The guides, nearest first, and last the item to make for, ``[B, guides + 1]``; -1 where there is none."""

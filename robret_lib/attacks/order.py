@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from robret_lib.attacks.attack import Benign, ListLoss, Plan, check_mode
+from robret_lib.attacks.fields import check_count, check_number
 from robret_lib.attacks.ranking_losses import HingeItems, QueryHinges
 from robret_lib.distances import row_distance
 from robret_lib.mining import Mode
@@ -45,10 +46,8 @@ class OrderAttack:
     rows = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.k, int) or self.k < 2:
-            raise ValueError(f"k={self.k}: expected a whole number of at least 2, one item has one order")
-        if not 0 <= self.xi < torch.inf:
-            raise ValueError(f"xi={self.xi}: expected a finite number of at least 0")
+        check_count("k", self.k, least=2)
+        check_number("xi", self.xi, least=0)
         check_mode(self.mode)
 
     def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robret_lib.attacks.answers import closer_items
 from robret_lib.attacks.attack import Benign, Plan, check_mode
+from robret_lib.attacks.fields import check_count, check_number
 from robret_lib.attacks.gallery import Gallery
 from robret_lib.attacks.ranking_losses import HingeItems, QueryHinges, SortedDistances
 from robret_lib.distances import row_distance
@@ -151,6 +152,10 @@ class SemanticsPreservingQueryAttack(QueryAttack):
 
     stiffness: float = 4e4
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("stiffness", self.stiffness, least=0)
+
     def plan(self, benign: Benign, targets: Tensor) -> Plan:
         gallery, m = benign.gallery, self.n_targets
         not_counted = benign.own if self.mode == "fixed" else None
@@ -220,5 +225,4 @@ def _check(direction: Direction, n_targets: int, mode: Mode) -> None:
     if direction not in get_args(Direction):
         raise ValueError(f"direction={direction!r}: expected 'raise' or 'lower'")
     check_mode(mode)
-    if not isinstance(n_targets, int) or n_targets < 1:
-        raise ValueError(f"n_targets={n_targets}: expected a whole number of at least 1")
+    check_count("n_targets", n_targets)

@@ -74,10 +74,11 @@ def check_length(name: str, length: float, norm: Norm) -> None:
         raise ValueError(f"{name}={length!r}: expected pixel units, black is 0 and white is 1; {length}/255 is meant?")
 
 
-def check_count(name: str, count: int) -> None:
-    """Raise a ValueError unless it is a whole number of at least 1."""
-    if not isinstance(count, numbers.Integral) or isinstance(count, bool) or count < 1:
-        raise ValueError(f"{name}={count!r}: expected a whole number of at least 1")
+def check_step(name: str, length: float, norm: Norm) -> None:
+    """Raise a ValueError unless it is a length, see `check_length`, above 0."""
+    check_length(name, length, norm)
+    if length == 0:
+        raise ValueError(f"{name}={length!r}: expected a length above 0")
 
 
 def check_norm(norm: str) -> None:

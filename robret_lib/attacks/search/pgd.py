@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from robret_lib.attacks.fields import check_count
 from robret_lib.attacks.search.ball import (
     Ball,
     Norm,
-    check_count,
     check_images,
     check_length,
     check_norm,
+    check_step,
     steepest,
 )
 from robret_lib.attacks.search.passes import Loss, NanWatch, losses_and_gradient
@@ -42,9 +43,7 @@ class PGD:
     def __post_init__(self) -> None:
         check_norm(self.norm)
         check_length("eps", self.eps, self.norm)
-        check_length("step", self.step, self.norm)
-        if self.step == 0:
-            raise ValueError("step=0: expected a length above 0")
+        check_step("step", self.step, self.norm)
         check_count("steps", self.steps)
 
     @classmethod

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from robret_lib.attacks.search.ball import Ball, check_count, check_images, check_length
+from robret_lib.attacks.fields import check_count
+from robret_lib.attacks.search.ball import Ball, check_images, check_length
 from robret_lib.attacks.search.passes import Loss, NanWatch, losses
 from robret_lib.attacks.search.schedules import Best
 from robret_lib.models import evaluation_mode
