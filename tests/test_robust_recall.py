@@ -253,17 +253,11 @@ def test_a_collapsed_model_has_a_score():
 
 
 def test_a_model_that_draws_random_numbers_has_a_score(model):
-    class Noisy(nn.Module):
-        def __init__(self, model):
-            super().__init__()
-            self.model, self.distance = model, model.distance
-
-        def forward(self, images):
-            return self.model(images + 0.1 * torch.randn_like(images))
-
+    """What was broken in one draw does not stand again because another draw is kind."""
     torch.manual_seed(0)
-    result = robust_recall(Noisy(model), searched_in_itself(100), 0.1, effort="quick")
-    assert result.recall_at_1 < result.benign - 20
+    result = robust_recall(Noisy(model), searched_in_itself(100), 0.04, effort="quick")
+    assert 0 < result.recall_at_1 == result.standing.sum() < result.benign - 20
+    assert result.recall_at_1 == pytest.approx(result.benign - sum(result.broken_by.values()))
 
 
 # What makes it doubtful

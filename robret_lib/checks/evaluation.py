@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Binomial
 
 from robret_lib.checks.findings import Finding, found
+from robret_lib.data import RetrievalData, relevance
 
 LEVEL = 0.01
 """How often chance may raise an alarm."""
@@ -105,6 +106,18 @@ def loss_at_the_end(losses: Tensor, survived: Tensor | None = None) -> Finding:
     trouble = "the search was stopped too early. Take more steps, or steps that fall, until nothing changes."
     seen = f"{falling} of {count} queries are not broken and their loss still falls"
     return found("loss at the last step", _chance_of(falling, count, MISSED) > LEVEL, seen, trouble)
+
+
+def one_for_all(data: RetrievalData, chunk: int = 1024) -> float:
+    """Share of all queries of a data set that always the same item answers, at best: what needs no look at an image.
+
+    Args:
+        data: ``data.query`` searches ``data.gallery``, with self left out as its protocol says.
+        chunk: Queries at once; decides memory, not the result.
+    """
+    kinds = data.gallery.labels.cpu().unique(dim=0)
+    answered = sum(relevance(part, kinds).sum(0) for part in data.query.labels.cpu().split(chunk))
+    return (answered.max().item() - data.protocol.self_excluded) / len(data.query)
 
 
 def check_outcomes(*outcomes: Tensor) -> None:

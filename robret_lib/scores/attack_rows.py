@@ -1,6 +1,6 @@
 """The nine attacks of the published tables on one model, and the ten rows that they give."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from robret_lib.attacks.embedding import (
     TargetedMismatch,
 )
 from robret_lib.attacks.ranking import CandidateAttack, QueryAttack
+from robret_lib.checks import evaluation
 from robret_lib.data import RetrievalData
 from robret_lib.mining import Mode
 from robret_lib.models import Distance, EmbeddingModel, distance_of
@@ -26,7 +27,7 @@ from robret_lib.scores import doubts
 from robret_lib.scores.checkpoint import Checkpoint
 from robret_lib.scores.ers import ers
 from robret_lib.scores.queries import Queries
-from robret_lib.scores.relative import CHANCE, PAIR, RETAINED_BY_CHANCE, SKILL_ERROR, relative
+from robret_lib.scores.relative import CHANCE, PAIR, RETAINED_BY_CHANCE, relative
 
 MEASURES: dict[str, dict[str, str]] = {
     "CA+": {"CA+": "rank"},
@@ -112,12 +113,9 @@ class AttackRows:
         low, high = scores[1:].quantile(scores.new_tensor([0.025, 0.975])).tolist()
         return Interval(scores[0].item(), low, high)
 
-    def _with_chance(self, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _with_chance(self, before: dict[str, Tensor]) -> dict[str, Tensor]:
         """Means ``[draws]`` before the attack, with all that is needed besides."""
-        recall = before["R@1"]
-        error = (recall * (100 - recall) / len(self.before["R@1"])).clamp(min=0).sqrt()
-        by_chance = {name: torch.full_like(recall, value) for name, value in self.by_chance.items()}
-        return {**before, SKILL_ERROR: error, **by_chance}
+        return before | {name: torch.full_like(before["R@1"], value) for name, value in self.by_chance.items()}
 
 
 def evaluate_ers(
@@ -190,8 +188,8 @@ def attack_rows(
         found["passes"] += result.passes
         if kept:
             kept.save(found)
-    warnings = doubts.of_model(model, asked.gallery)
-    return AttackRows(**found, by_chance=_by_chance(asked), distance=distance_of(model), warnings=warnings)
+    warnings, by_chance = doubts.of_model(model, asked.gallery), _by_chance(asked, data)
+    return AttackRows(**found, by_chance=by_chance, distance=distance_of(model), warnings=warnings)
 
 
 def _suite(mode: Mode, n_targets: int) -> dict[str, Attack]:
@@ -208,11 +206,11 @@ def _suite(mode: Mode, n_targets: int) -> dict[str, Attack]:
     }
 
 
-def _by_chance(asked: Queries) -> dict[str, float]:
+def _by_chance(asked: Queries, data: RetrievalData) -> dict[str, float]:
     """What needs no look at the image: its best constant answer, a random ranking, and how far apart two items are."""
     choices = len(asked.gallery) - (asked.own is not None)
     return {
-        CHANCE: 100 * asked.relevant_to().max().item() / len(asked),
+        CHANCE: 100 * evaluation.one_for_all(data),
         RETAINED_BY_CHANCE: 100 * min(1, RETAINED / choices),
         PAIR: asked.gallery.mean_distance,
     }

@@ -50,10 +50,10 @@ class Queries:
             1
         ].cpu()
 
-    def relevant_to(self, rows: Tensor | None = None, chunk: int = 1024) -> Tensor:
-        """To how many of the queries, all or those at ``rows [B]``, each item is a right answer: int64 ``[N]``."""
+    def relevant_to(self, rows: Tensor, chunk: int = 1024) -> Tensor:
+        """To how many of the queries at ``rows [B]`` each item is a right answer: int64 ``[N]``."""
         counts = torch.zeros(len(self.gallery), dtype=torch.int64)
-        for part in (torch.arange(len(self)) if rows is None else rows).split(chunk):
+        for part in rows.split(chunk):
             right = relevance(self.labels[part], self.gallery.labels.cpu())
             if self.own is not None:
                 right.scatter_(1, self.own[part, None], False)

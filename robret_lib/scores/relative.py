@@ -7,9 +7,7 @@ from torch import Tensor
 
 from robret_lib.scores.ers import NORMALIZED, check_rows
 
-CHANCE, SKILL_ERROR = "R@1 by chance", "R@1 standard error"
-RETAINED_BY_CHANCE = "GTT by chance"
-PAIR = "pair distance"
+CHANCE, RETAINED_BY_CHANCE, PAIR = "R@1 by chance", "GTT by chance", "pair distance"
 """Names in ``benign`` beside the rows and "R@1"."""
 
 BROKEN: dict[str, float | str] = {
@@ -26,11 +24,8 @@ BROKEN: dict[str, float | str] = {
 }
 """Where a row ends when the attacker has all he wants: a value, or the name of the one in ``benign``."""
 
-WORKING = 0.1
-"""The share of the way from chance to perfect that a model has to go for its robustness to count in full."""
-
-LUCK = 3.0
-"""How many standard errors of R@1 are taken for luck."""
+NOTHING, WORKING = 0.05, 0.15
+"""The share of the way from chance to perfect up to which a model finds nothing, and from which it counts in full."""
 
 
 def relative_robustness(rows: Mapping[str, float], benign: Mapping[str, float]) -> float:
@@ -48,24 +43,26 @@ def relative_robustness(rows: Mapping[str, float], benign: Mapping[str, float]) 
     - TMA: z = 1, the embedding is the target's. Before the attack the cosine is that of a random pair.
     - ES:D: z = the mean distance of two gallery items: moved so far, the image may be any other. Since this is measured
       in the model's own distance, shrinking all distances gains nothing, nor does a common offset.
-    - ES:R, LTM, GTM: z = the R@1 of the best answer that does not look at the image, always the same item; an
-      attacked R@1 below it is no worse than one at it. GTT: z = how often a random ranking keeps an item in its top 4.
+    - ES:R, LTM, GTM: z = the R@1 of the best answer that does not look at the image, always the same item, for all
+      queries of the data set; an attacked R@1 below it is no worse than one at it. GTT: z = how often a random ranking
+      keeps an item in its top 4.
 
-    The score is the mean of the ten, times ``min(1, skill / 0.1)``, where skill is the share of the way from that
-    chance to 100 that the benign R@1 has gone, less three standard errors, since so much may be luck. A model that
-    finds nothing, collapsed, dead or random, has nothing to lose: half of its rows do not move, and it scores 0. Any
-    model that goes a tenth of the way is not marked down for what it cannot do.
+    The score is the mean of the ten, times ``(skill - 0.05) / 0.1``, cut to [0, 1], where skill is the share of the way
+    from that chance to 100 that the benign R@1 has gone. A model that finds nothing, collapsed, dead or random, has
+    nothing to lose: half of its rows do not move, and it scores 0. Any model that goes 15 % of the way is not marked
+    down for what it cannot do. How many queries were asked changes the interval (`attack_rows.AttackRows.relative`),
+    not what is estimated.
 
     Args:
         rows: The ten rows under attack, as of `ers.ers`.
-        benign: The same rows before, "R@1" and its "R@1 standard error" in percent, "R@1 by chance" and "GTT by
-            chance" in percent, and "pair distance", as `attack_rows.AttackRows` has them.
+        benign: The same rows before, "R@1", "R@1 by chance" and "GTT by chance" in percent, and "pair distance", as
+            `attack_rows.AttackRows` has them.
 
     Raises:
         ValueError: Rows or benign values that are missing.
     """
     check_rows(rows)
-    needed = [*NORMALIZED, "R@1", SKILL_ERROR, CHANCE, RETAINED_BY_CHANCE, PAIR]
+    needed = [*NORMALIZED, "R@1", CHANCE, RETAINED_BY_CHANCE, PAIR]
     if missing := [name for name in needed if name not in benign]:
         raise ValueError(f"benign: {', '.join(missing)} missing; expected {', '.join(needed)}")
     before = {name: torch.as_tensor(benign[name], dtype=torch.float64) for name in needed}
@@ -75,8 +72,8 @@ def relative_robustness(rows: Mapping[str, float], benign: Mapping[str, float]) 
 def relative(rows: Mapping[str, Tensor], benign: Mapping[str, Tensor]) -> Tensor:
     """The same of float64 tensors of one shape, such as many draws at once."""
     left = torch.stack([left_of(name, value, benign) for name, value in rows.items()]).mean(0)
-    skill = (benign["R@1"] - LUCK * benign[SKILL_ERROR] - benign[CHANCE]) / (100 - benign[CHANCE]).clamp(min=1e-9)
-    return left * (skill / WORKING).clamp(0, 1)
+    skill = (benign["R@1"] - benign[CHANCE]) / (100 - benign[CHANCE]).clamp(min=1e-9)
+    return left * ((skill - NOTHING) / (WORKING - NOTHING)).clamp(0, 1)
 
 
 def left_of(name: str, value: Tensor, benign: Mapping[str, Tensor]) -> Tensor:
