@@ -7,7 +7,8 @@ anybody does. A hub that serves few of the probes, those of one subject, stays i
 import torch
 from torch import Tensor
 
-from robret_lib.distances import Centered
+from robret_lib.attacks.fields import check_count
+from robret_lib.distances import Centered, check_embeddings
 
 CHUNK = 1024
 """Probes at once; decides memory, not the result."""
@@ -26,12 +27,13 @@ def k_occurrence(probes: Tensor, gallery: Tensor, k: int = 10, self_excluded: bo
 
     Returns:
         Counts; their mean is ``P k / N``.
+
+    Raises:
+        ValueError: NaN or infinity, or shapes, positions or a k that do not fit together; the message names them.
     """
-    available = len(gallery) - (self_excluded is not False)
-    if not 1 <= k <= available:
-        raise ValueError(f"k={k}: expected 1 to {available}, the gallery items to choose from")
-    centered = Centered.of(gallery)
     own = torch.arange(len(probes)) if self_excluded is True else self_excluded
+    _check(probes, gallery, k, own)
+    centered = Centered.of(gallery)
     counts = torch.zeros(len(gallery), dtype=torch.int64, device=gallery.device)
     for start in range(0, len(probes), CHUNK):
         rows = slice(start, start + CHUNK)
@@ -40,6 +42,26 @@ def k_occurrence(probes: Tensor, gallery: Tensor, k: int = 10, self_excluded: bo
             distances.scatter_(1, own[rows, None].to(gallery.device), torch.inf)
         counts += distances.topk(k, dim=1, largest=False).indices.flatten().bincount(minlength=len(gallery))
     return counts
+
+
+def _check(probes: Tensor, gallery: Tensor, k: int, own: bool | Tensor) -> None:
+    if probes.ndim != 2 or gallery.ndim != 2 or probes.shape[1] != gallery.shape[1]:
+        shapes = f"{tuple(probes.shape)} and {tuple(gallery.shape)}"
+        raise ValueError(f"probes and gallery of shapes {shapes}: expected [P, D] and [N, D]")
+    check_embeddings("probes", probes)
+    check_embeddings("gallery", gallery)
+    available = len(gallery) - (own is not False)
+    check_count("k", k)
+    if k > available:
+        raise ValueError(f"k={k}: expected 1 to {available}, the gallery items to choose from")
+    if own is False:
+        return
+    if own.shape != probes.shape[:1]:
+        shapes = f"{len(probes)} probes and self_excluded of shape {tuple(own.shape)}"
+        raise ValueError(f"{shapes}: expected one position per probe")
+    if len(own) and (own.min() < 0 or own.max() >= len(gallery)):
+        found = f"{int(own.min())} to {int(own.max())}"
+        raise ValueError(f"self_excluded holds {found}: the gallery has {len(gallery)} items")
 
 
 def hubness(counts: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from robret_lib import mining
-from robret_lib.attacks import PGD, AutoPGD
+from robret_lib.attacks import NES, PGD, AutoPGD, Averaged, Transfer
 from robret_lib.defenses import AntiCollapseTriplets
 from robret_lib.models import embed
 from robret_lib.objectives import MARGIN, TripletObjective
@@ -126,7 +126,15 @@ def test_the_inner_attack_touches_neither_weights_nor_modes_nor_statistics():
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_any_search_will_do_as_inner_attack():
+def test_a_search_by_values_is_refused():
+    """It takes the loss of an image for its own, and that of a positive depends on its negative."""
+    nes = NES(0.1)
+    for search in (nes, Averaged(nes, 2), Transfer(small_model(), nes), Transfer(small_model(), Averaged(nes, 2))):
+        with pytest.raises(TypeError, match="ACT with a NES: expected a search by gradients, PGD or AutoPGD"):
+            AntiCollapseTriplets(search)
+
+
+def test_any_search_by_gradients_will_do_as_inner_attack():
     (_, *others), (_, *moved) = triplets_and_shown(search=AutoPGD(0.1, steps=5, restarts=2))
     model = small_model()
     before, after = ((embed(model, p) - embed(model, n)).norm(dim=1) for p, n in (others, moved))

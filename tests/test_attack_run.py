@@ -282,6 +282,12 @@ def test_what_does_not_fit_together_is_refused(models, model, gallery, searched,
             attacks.run(query, *arguments, SEARCH, **options)
 
 
+def test_a_class_is_no_attack_and_no_search(model, gallery, searched):
+    for attack, search, name in ((embedding.Margin, SEARCH, "Margin"), (embedding.Margin(), PGD, "PGD")):
+        with pytest.raises(TypeError, match=rf"{name} is a class: expected {name}\(\.\.\.\)"):
+            attacks.run(attack, model, searched[:4], gallery, search, torch.arange(4))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_model_and_a_gallery_on_two_devices_are_refused(models, galleries, searched):

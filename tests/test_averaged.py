@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from robret_lib import attacks
-from robret_lib.attacks import PGD, AutoPGD, Averaged, embedding
+from robret_lib.attacks import NES, PGD, AutoPGD, Averaged, OnlyAnswers, Transfer, embedding
 from robret_lib.models import embed
 from tests.small_retrieval import DEVICES, SIZE, seeded
 
@@ -109,7 +109,30 @@ def test_a_generator_repeats_it_and_the_global_state_stays(model, searched):
     assert not torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("n", [0, 2.5])
+def test_what_is_not_searched_on_the_model_itself_is_not_averaged(model):
+    for search, nesting in (
+        (Transfer(model, NES(0.1)), r"expected Transfer\(surrogate, Averaged\(search, n\)\)"),
+        (OnlyAnswers(NES(0.1)), r"expected OnlyAnswers\(search\) as it is"),
+    ):
+        with pytest.raises(TypeError, match=f"Averaged with a {type(search).__name__}: .*{nesting}"):
+            Averaged(search, 2)
+
+
+def test_what_is_no_search_is_refused(model):
+    for given, name in (("x", "'x'"), (PGD, "the class PGD")):
+        for make in (lambda given=given: Averaged(given, 2), lambda given=given: Transfer(model, given)):
+            with pytest.raises(TypeError, match=f"(Averaged|Transfer) with {name}: expected a search, such as PGD"):
+                make()
+
+
+def test_a_search_that_draws_nothing_meets_the_same_draws_in_every_call(model, searched):
+    """The generator is not moved, so that the draws of other searches do not depend on the batches."""
+    noisy, generator = Noisy(model, 0.3), seeded()
+    first, second = (Averaged(PGD(0.1, 0.02, 3), 2)(noisy, searched[:4], lambda e: e[:, 0], generator) for _ in "ab")
+    assert torch.equal(first, second) and torch.equal(generator.get_state(), seeded().get_state())
+
+
+@pytest.mark.parametrize("n", [0, 2.5, True])
 def test_an_impossible_number_of_draws_is_refused(n):
-    with pytest.raises(ValueError, match="expected a whole number of draws, at least 1"):
+    with pytest.raises(ValueError, match="n=.*: expected a whole number of at least 1"):
         Averaged(PGD(0.1, 0.1, 1), n)

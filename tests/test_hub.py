@@ -314,11 +314,25 @@ def test_hubness_is_the_robust_deviation_from_the_median():
     assert (hubness(torch.zeros(9)) == 0).all()
 
 
-@pytest.mark.parametrize("k", [0, 70])
-def test_an_impossible_depth_is_refused(k, gallery):
+def test_what_cannot_be_counted_is_refused(gallery):
     items = gallery.embeddings[:70]
-    with pytest.raises(ValueError, match=f"k={k}: expected 1 to 69"):
-        k_occurrence(items, items, k, self_excluded=True)
+    unknown = items.clone()
+    unknown[3, 0] = torch.nan
+    for arguments, message in (
+        ((items, items, 70, True), "k=70: expected 1 to 69, the gallery items to choose from"),
+        ((items, items, 0, True), "k=0: expected a whole number of at least 1"),
+        ((items, items, 2.5), "k=2.5: expected a whole number of at least 1"),
+        ((unknown, items), "probes hold NaN or infinity"),
+        ((items, unknown), "gallery hold NaN or infinity"),
+        ((items[0], items), r"probes and gallery of shapes \(16,\) and \(70, 16\): expected \[P, D\] and \[N, D\]"),
+        ((items[:, :8], items), r"of shapes \(70, 8\) and \(70, 16\): expected \[P, D\] and \[N, D\]"),
+        ((items, items, 5, torch.arange(69)), r"70 probes and self_excluded of shape \(69,\): expected one position"),
+        ((items[:2], items, 5, torch.tensor([0, 70])), "self_excluded holds 0 to 70: the gallery has 70 items"),
+        ((items[:2], items, 5, torch.tensor([-1, 3])), "self_excluded holds -1 to 3: the gallery has 70 items"),
+        ((gallery.embeddings, items, 5, True), "self_excluded holds 0 to 499: the gallery has 70 items"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            k_occurrence(*arguments)
 
 
 def test_the_detector_finds_hubs_and_the_hub_that_knows_of_it_hides(gallery, model, searched):

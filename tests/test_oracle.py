@@ -62,6 +62,14 @@ def test_every_question_counts_for_its_image(model, gallery, searched):
         engine(searched[:6], torch.full((6,), 7))
 
 
+@pytest.mark.parametrize("rows", [torch.tensor([0]), torch.zeros(200, 1, dtype=torch.int64), torch.tensor(0)])
+def test_no_image_is_answered_that_is_not_charged(rows, model, gallery, searched):
+    engine = RankingOracle(model, gallery, 3, budget=1)
+    with pytest.raises(ValueError, match=r"200 images and rows of shape \(.*\): expected one number for each image"):
+        engine(searched[:200], rows)
+    assert not engine.asked
+
+
 def test_nothing_but_positions_leaves_it(model, gallery, searched):
     engine = RankingOracle(model, gallery, 3)
     lists = engine(searched[:4].clone().requires_grad_())
@@ -80,6 +88,8 @@ def test_a_model_in_training_answers_as_in_service(gallery, searched):
 def test_an_engine_that_answers_nothing_is_refused(name, model, gallery):
     with pytest.raises(ValueError, match=f"{name}=0: expected a whole number of at least 1"):
         RankingOracle(model, gallery, **{name: 0})
+    with pytest.raises(ValueError, match=f"{name}=0: expected a whole number of at least 1"):
+        OnlyAnswers(RandomSearch(0.1), **{name: 0})
 
 
 # As the only thing that a search sees

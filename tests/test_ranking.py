@@ -535,6 +535,12 @@ def test_words_that_are_no_direction_or_mode_are_refused(attack, model, gallery,
         run_attack(attack, model, searched[own], own, gallery, "raise", BUDGET, mode="Fixed")
 
 
+@pytest.mark.parametrize("stiffness", [float("nan"), -1.0])
+def test_an_impossible_stiffness_is_refused(stiffness):
+    with pytest.raises(ValueError, match="stiffness=.*: expected a finite number of at least 0"):
+        ranking.SemanticsPreservingQueryAttack("raise", stiffness=stiffness)
+
+
 def test_galleries_that_are_too_small_are_refused(model, searched):
     with pytest.raises(ValueError, match=r"embeddings \(16,\): expected \[N, D\] with N of at least 2"):
         Gallery(torch.zeros(16))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from robret_lib.attacks.fields import check_count
 from robret_lib.attacks.oracle import RankingOracle
 from robret_lib.attacks.search.passes import Loss
 from robret_lib.attacks.search.values import Parts, ValueSearch
@@ -14,7 +15,9 @@ from robret_lib.attacks.search.values import Parts, ValueSearch
 class OnlyAnswers:
     """A search by values against a `RankingOracle`: it sees the first answers to each image, in order, nothing else.
 
-    For attacks whose plan has a loss of lists, such as `order.OrderAttack`. Called as in `Search`, by `attacks.run`.
+    For attacks whose plan has a loss of lists, such as `order.OrderAttack`. A query that is an item is no answer to
+    itself in "fixed"; in "reference" it is shown among the answers. Called as in `Search`, by `attacks.run`.
+
     Against a real engine, call the search itself: ``search.minimize(images, values)``, with ``values`` the loss of the
     lists that the engine gives.
 
@@ -28,7 +31,12 @@ class OnlyAnswers:
     visible: int | None = None
     budget: int | None = None
 
+    never_averaged = "an engine ranks single embeddings, no mean of several: expected OnlyAnswers(search) as it is"
+
     def __post_init__(self) -> None:
+        for name, count in (("visible", self.visible), ("budget", self.budget)):
+            if count is not None:
+                check_count(name, count)
         if not isinstance(self.search, ValueSearch):
             raise TypeError(
                 f"OnlyAnswers with a {type(self.search).__name__}: expected a search that needs values only, "

@@ -24,7 +24,7 @@ class RankingOracle:
         model: Embeds ``[B, C, H, W]`` as ``[B, D]``; the one that made the gallery.
         gallery: See `Gallery`.
         visible: How many answers are shown; None is all of them.
-        budget: How many questions are answered for each attacked image; None does not count.
+        budget: How many questions are answered for each attacked image; None sets no limit.
         own: Gallery positions ``[A]`` of the attacked images where they are items; an item is not shown as an answer to
             itself. None leaves out nothing.
 
@@ -56,9 +56,14 @@ class RankingOracle:
             rows: For which attacked image each is asked, int64 ``[B]``; None numbers them from 0.
 
         Raises:
+            ValueError: Not one number for each image; nothing is answered or charged then.
             QueryBudgetSpent: For one of them this is more than the budget; none is answered then.
         """
         rows = torch.arange(len(images)) if rows is None else rows
+        if rows.shape != images.shape[:1]:
+            raise ValueError(
+                f"{len(images)} images and rows of shape {tuple(rows.shape)}: expected one number for each image"
+            )
         self._charge(rows)
         parts = zip(images.split(AT_ONCE), rows.split(AT_ONCE), strict=True)
         return torch.cat([self._answers(*part) for part in parts])

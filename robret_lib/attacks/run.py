@@ -76,8 +76,12 @@ def run(
         progress: Show a progress bar.
 
     Raises:
+        TypeError: A class is given for an attack or a search.
         ValueError: Model, gallery, images, positions and labels that do not fit together; the message names both.
     """
+    for given in (attack, search):
+        if isinstance(given, type):
+            raise TypeError(f"{given.__name__} is a class: expected {given.__name__}(...)")
     _check(model, images, gallery, own, labels, batch_size)
     spaces = _Spaces(images, gallery, own, labels)
     benign = spaces.add(model, gallery)

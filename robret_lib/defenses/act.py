@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from robret_lib import mining
 from robret_lib.attacks import Search
+from robret_lib.attacks.search.values import ValueSearch
 from robret_lib.distances import row_distance
 from robret_lib.mining import Mode, Sampler
 from robret_lib.models import Distance, embed
@@ -20,14 +21,23 @@ class AntiCollapseTriplets(TripletObjective):
     Deep Ranking", TPAMI 2024; RobRank, `pnp_training_step` and `PositiveNegativePerplexing.pncollapse`.)
 
     Args:
-        search: The inner attack; published as `PGD` with 32 steps, radius 77/255 and step 3/255 on Fashion-MNIST.
+        search: The inner attack, by gradients, since the loss of a positive depends on its negative as well; published
+            as `PGD` with 32 steps, radius 77/255 and step 3/255 on Fashion-MNIST.
         sampler, distance, mode: As in `TripletObjective`.
+
+    Raises:
+        TypeError: A search by values, such as `NES`, which moves one image at a time.
     """
 
     def __init__(
         self, search: Search, sampler: Sampler = mining.random, distance: Distance = "N", mode: Mode = "fixed"
     ) -> None:
         super().__init__(sampler, distance, mode)
+        inner = search
+        while hasattr(inner, "search"):  # of `Averaged`, or `Transfer`
+            inner = inner.search
+        if isinstance(inner, ValueSearch):
+            raise TypeError(f"ACT with a {type(inner).__name__}: expected a search by gradients, PGD or AutoPGD")
         self.search = search
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:

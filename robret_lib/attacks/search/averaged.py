@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robret_lib.attacks.search.passes import Loss, Search
+from robret_lib.attacks.fields import check_count
+from robret_lib.attacks.search.passes import Loss, Search, check_search
 
 
 @dataclass(frozen=True)
@@ -14,10 +15,13 @@ class Averaged:
 
     One draw is a noisy model, whose gradient leads a search astray; an attack that ignores this takes noise for
     robustness (Athalye et al. 2018). A pass of the search costs n passes of the model. For a model without random
-    draws the result is that of the search alone; for one with them, what it draws depends on the batches.
+    draws the result is that of the search alone, whatever the batches; for that the generator is not moved. So for a
+    model with random draws, these depend on the batches, and where the search itself draws nothing, every batch and
+    every call with one generator meets the same draws: give each call its own, to tell luck from strength.
 
     Args:
-        search: Any `Search`.
+        search: Any `Search` that looks at the model itself, so neither `Transfer`, inside of which one may average, nor
+            `OnlyAnswers`.
         n: Draws per pass.
     """
 
@@ -25,8 +29,11 @@ class Averaged:
     n: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.n, int) or self.n < 1:
-            raise ValueError(f"n={self.n!r}: expected a whole number of draws, at least 1")
+        check_search(self, self.search)
+        check_count("n", self.n)
+        refused = getattr(self.search, "never_averaged", None)
+        if refused is not None:
+            raise TypeError(f"Averaged with a {type(self.search).__name__}: {refused}")
 
     def __call__(
         self, model: nn.Module, images: Tensor, loss_fn: Loss, generator: torch.Generator | None = None

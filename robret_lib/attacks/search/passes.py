@@ -41,6 +41,13 @@ class Search(Protocol):
         ...
 
 
+def check_search(of: object, search: Search) -> None:
+    """Raise a TypeError unless the search that another one makes use of can be called."""
+    if isinstance(search, type) or not callable(search):
+        given = f"the class {search.__name__}" if isinstance(search, type) else repr(search)
+        raise TypeError(f"{type(of).__name__} with {given}: expected a search, such as PGD(8 / 255, 2 / 255, steps=8)")
+
+
 def losses(model: nn.Module, images: Tensor, loss_fn: Loss) -> Tensor:
     """Losses ``[B]``: one forward pass."""
     with torch.inference_mode(False), torch.no_grad():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robret_lib.attacks.search.passes import Loss, Search
+from robret_lib.attacks.search.passes import Loss, Search, check_search
 from robret_lib.models import EmbeddingModel, distance_of
 
 
@@ -24,7 +24,10 @@ class Transfer:
     surrogate: EmbeddingModel
     search: Search
 
+    never_averaged = "the surrogate is what is searched: expected Transfer(surrogate, Averaged(search, n))"
+
     def __post_init__(self) -> None:
+        check_search(self, self.search)
         distance_of(self.surrogate)
 
     def __call__(
