@@ -54,6 +54,22 @@ class Detached(Planted):
         return normalize(embeddings + 1e-4 * branch[:, : embeddings.shape[1]], dim=1)
 
 
+class PartlyDetached(Planted):
+    """Most of the embedding is cut off; the gradient is that of another network, which sees the images otherwise.
+
+    Args:
+        other: What the gradient comes through.
+        share: How much of the embedding it gives.
+    """
+
+    def __init__(self, network: EmbeddingModel, other: EmbeddingModel, share: float = 0.1) -> None:
+        super().__init__(network)
+        self.other, self.share = other, share
+
+    def forward(self, images: Tensor) -> Tensor:
+        return normalize(self.share * self.other(images) + (1 - self.share) * self.network(images).detach(), dim=1)
+
+
 class Saturated(Planted):
     """A huge scale before a squashing function: in float32 its slope is zero almost everywhere."""
 

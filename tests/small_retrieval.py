@@ -38,8 +38,8 @@ def some_split(count, seed):
     return Split(0.4 * patterns[labels] + 0.6 * noise, labels)
 
 
-def small_model(distance="N"):
-    torch.manual_seed(0)
+def small_model(distance="N", seed=0):
+    torch.manual_seed(seed)
     layers = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()
     return EmbeddingModel(nn.Sequential(*layers, nn.Linear(128, 16)), distance)
 

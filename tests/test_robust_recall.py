@@ -19,9 +19,9 @@ from robret_lib.scores import checkpoint as checkpoints
 from robret_lib.scores import robust_recall
 from robret_lib.scores.queries import Queries
 from robret_lib.scores.robust_recall import STANDS, WRONG_BEFORE
-from robret_lib.scores.suite import suite_of
-from tests.planted_defenses import BatchCoupled, Detached, GradientKiller, Noisy, Quantized
-from tests.small_retrieval import DEVICES, DISTANCES, NAMES, searched_in_itself, some_split, trained_model
+from robret_lib.scores.suite import SAMPLE, suite_of
+from tests.planted_defenses import BatchCoupled, Detached, GradientKiller, Noisy, PartlyDetached, Quantized
+from tests.small_retrieval import DEVICES, DISTANCES, NAMES, searched_in_itself, small_model, some_split, trained_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,11 +59,11 @@ def test_it_is_the_worst_of_the_suite(model):
     result = robust_recall(model, data, eps=0.02, queries=100)
     asked, left = Queries(model, data, 100), torch.tensor([outcome != WRONG_BEFORE for outcome in result.outcomes])
     spent = 0
-    for number, (name, attack, search, passes, black_box) in enumerate(suite_of("standard", 0.02)):
-        rows = left.nonzero()[:, 0]
+    for number, (name, attack, search, passes, sample, by_values) in enumerate(suite_of("standard", 0.02)):
+        rows = left.nonzero()[:sample, 0]
         alone = asked.attacked(attack, search, torch.Generator().manual_seed(2**10 * number), rows)
         broken = rows[~asked.right(embed(model, alone.images), rows)]
-        assert alone.passes == passes or (black_box and alone.passes < passes), name
+        assert alone.passes == passes or (by_values and alone.passes < passes), name
         assert result.broken_by[name] == len(broken)
         assert {result.outcomes[row] for row in broken} <= {name}
         left[broken] = False
@@ -96,7 +96,9 @@ def test_more_effort_and_a_surrogate_leave_no_more(model):
 
 def test_the_worst_case_costs_what_the_effort_says():
     for effort, passes in {"quick": 8, "standard": 100, "high": 500}.items():
-        assert sum(stage.passes for stage in suite_of(effort, 0.1)) == pytest.approx(passes, rel=0.2)
+        assert sum(s.passes for s in suite_of(effort, 0.1) if s.sample is None) == pytest.approx(passes, rel=0.2)
+    looks = {effort: [s.passes for s in suite_of(effort, 0.1) if s.sample] for effort in ("quick", "standard", "high")}
+    assert looks == {"quick": [], "standard": [200], "high": [400]}
 
 
 def test_the_batches_of_the_run_do_not_matter(model, monkeypatch):
@@ -294,6 +296,37 @@ def test_a_search_that_fails_where_none_can_is_told_of(model):
     with pytest.warns(UserWarning, match="unlimited radius: "):
         result = robust_recall(GradientKiller(model, "zero"), searched_in_itself(), 0.5, queries=50, effort="quick")
     assert result.recall_at_1 == result.benign
+
+
+@pytest.fixture(scope="module")
+def partly_detached():
+    """A tenth of the embedding is an untrained network's, and so is all of the gradient."""
+    return PartlyDetached(trained_model(), small_model(seed=5), share=0.1)
+
+
+@pytest.mark.parametrize("norm, effort", [("linf", "standard"), ("linf", "quick"), ("l2", "standard")])
+def test_masked_gradients_are_looked_for_on_a_sample(norm, effort, partly_detached, monkeypatch, recwarn):
+    monkeypatch.setattr(checkpoints, "BLOCK", 100)
+    result = robust_recall(partly_detached, searched_in_itself(), 0.03 if norm == "linf" else 0.2, norm, 200, effort)
+    told = any(message.startswith("black box: breaks ") for message in result.warnings)
+    assert told is (norm == "linf" and effort != "quick")
+    found = [name for name in result.broken_by if "by values" in name]
+    assert len(found) == told
+    if told:
+        attacked = 2 * SAMPLE
+        assert any(f" of {attacked} queries on which all gradients failed" in m for m in result.warnings)
+        assert 10 < 2 * result.broken_by[found[0]] <= attacked
+        broken_late = [row for row in range(200) if result.outcomes[row] == found[0]]
+        standing_before = [row for row in range(200) if result.outcomes[row] in (found[0], STANDS)]
+        for block in (0, 100):  # the first of each block
+            first = [row for row in standing_before if block <= row < block + 100][:SAMPLE]
+            assert {row for row in broken_late if block <= row < block + 100} <= set(first)
+
+
+def test_a_surrogate_tells_of_masked_gradients_too(partly_detached, model, recwarn):
+    arguments = partly_detached, searched_in_itself(), 0.2, "l2", 100
+    told = [robust_recall(*arguments, e, surrogate=model).warnings for e in ("standard", "quick")]
+    assert [any(message.startswith("black box: ") for message in messages) for messages in told] == [True, False]
 
 
 @pytest.mark.gpu

@@ -16,7 +16,10 @@ from robret_lib.attacks.search.ball import Norm
 from robret_lib.models import EmbeddingModel
 
 Effort = Literal["quick", "standard", "high"]
-"""What is spent on a query that nothing breaks: about 8 passes, for curves during training; 100; or 500."""
+"""What is spent on a query that nothing breaks: about 8 passes, for curves during training; 100; or 500.
+
+Not counted is the search for masked gradients, which looks at a few queries alone (`LOOKS`, `SAMPLE`).
+"""
 
 LOSSES: dict[str, Attack] = {
     "soft margin": Margin(),
@@ -60,11 +63,14 @@ random start, then the nearest other classes. At 77/255 it is the other directio
 published losses: there a query that stands is stuck, not far from a border.
 """
 
-LOOKS: dict[Effort, int] = {"quick": 0, "standard": 22, "high": 102}
-"""Of the search by values, at each image."""
+LOOKS: dict[Effort, int] = {"quick": 0, "standard": 200, "high": 400}
+"""Of the search by values, at each image of its sample."""
 
-POPULATION = 10
+POPULATION = 20
 """How many of them between two of its steps."""
+
+SAMPLE = 32
+"""How many queries of each block of 1,000 it attacks: the first that all gradients left standing."""
 
 
 class Stage(NamedTuple):
@@ -75,22 +81,26 @@ class Stage(NamedTuple):
         attack: What is wanted.
         search: How it is searched for.
         passes: Forward passes that the search makes for an image, at most.
-        black_box: It needs no gradient of the attacked model.
+        sample: How many queries of each block it is made for, the first that still stand; None is all.
+        tells: It asks for no gradient of the attacked model, and if it breaks what stood against all that do, these
+            are masked.
     """
 
     name: str
     attack: Attack
     search: Search
     passes: int
-    black_box: bool = False
+    sample: int | None = None
+    tells: bool = False
 
 
 def suite_of(effort: Effort, eps: float, norm: Norm = "linf", surrogate: EmbeddingModel | None = None) -> list[Stage]:
     """The suite: cheap and strong attacks first, since what they break costs no more.
 
     The margin with soft and with hard minima, from the image and from random starts, and that of each of the three
-    nearest other classes; the published losses; all by `AutoPGD`. Then the hard margin by its values alone (`NES`, for
-    "linf"), which finds something new only where gradients are of no use; and what a surrogate has to offer.
+    nearest other classes; the published losses; all by `AutoPGD`. Then, at "standard" and "high" for
+    "linf", the hard margin by its values alone (`NES`) for a sample of what is left, where it finds something new only
+    if gradients are masked; and what a surrogate has to offer.
 
     Args:
         effort: See `Effort`.
@@ -103,11 +113,12 @@ def suite_of(effort: Effort, eps: float, norm: Norm = "linf", surrogate: Embeddi
         looks = LOOKS[effort]
         search = NES(eps, looks, POPULATION, stop_below=0.0, step=eps / 3)
         stages.append(
-            Stage(f"hard margin by values, {looks} looks", LOSSES["hard margin"], search, looks, black_box=True)
+            Stage(f"hard margin by values, {looks} looks", LOSSES["hard margin"], search, looks, SAMPLE, tells=True)
         )
     if surrogate is not None:
-        name, attack, search, passes, _ = stages[0]
-        stages.append(Stage(f"{name}, transferred", attack, Transfer(surrogate, search), passes, black_box=True))
+        name, attack, search, passes, *_ = stages[0]
+        transferred = Transfer(surrogate, search)
+        stages.append(Stage(f"{name}, transferred", attack, transferred, passes, tells=effort != "quick"))
     return stages
 
 
