@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from robret_lib.attacks.fields import check_number
 from robret_lib.attacks.search.antithetic import Antithetic
-from robret_lib.attacks.search.values import Draws
+from robret_lib.attacks.search.draws import Draws
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class NES(Antithetic):
 
     momentum: float = 0.9
     sigma: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("sigma", self.sigma, above=0)
 
     def noise(self, draws: Draws, size: int, shape: tuple[int, ...]) -> Tensor:
         return (self.sigma * self.eps * draws.normal(size, *shape)).clamp(-self.eps, self.eps)
