@@ -10,7 +10,7 @@ from torch import nn
 
 from robret_lib import attacks, checks, recipes
 from robret_lib.attacks import AutoPGD, Averaged, Gallery, Transfer, embedding
-from robret_lib.attacks.search.passes import losses_and_gradient
+from robret_lib.attacks.search.passes import NanWatch, losses_and_gradient
 from robret_lib.metrics import recall_at_k
 from robret_lib.models import EmbeddingModel, distance_of, embed, embeddings_of
 from robret_lib.scores import robust_recall
@@ -109,10 +109,10 @@ def test_recipes_train_the_same_model_under_another_default_type(default_type, t
 
 
 def test_half_precision_neither_loses_a_small_gradient_nor_overflows_at_a_large_one(models, searched):
-    model = retyped(models["N"], torch.float16)
-    _, expected = losses_and_gradient(model, searched[:4], lambda e: e[:, 0])
+    model, nan = retyped(models["N"], torch.float16), NanWatch(searched.device)
+    _, expected = losses_and_gradient(model, searched[:4], lambda e: e[:, 0], nan)
     for scale in (1e-9, 1e9):
-        loss, gradient = losses_and_gradient(model, searched[:4], lambda e, scale=scale: scale * e[:, 0])
+        loss, gradient = losses_and_gradient(model, searched[:4], lambda e, scale=scale: scale * e[:, 0], nan)
         torch.testing.assert_close(gradient / scale, expected, rtol=2e-2, atol=1e-3 * expected.abs().max().item())
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from robret_lib.attacks import PGD, pgd
+from robret_lib.attacks import PGD, AutoPGD, pgd
 from tests.small_retrieval import DEVICES
 
 NORMS = ["linf", "l2"]
@@ -499,6 +499,19 @@ def test_a_gradient_that_is_not_a_number_is_an_error(norm):
 
     with pytest.raises(FloatingPointError, match="the loss or its gradient became NaN"):
         pgd(network, images, distance, PGD(0.1, 0.1, 2, norm))
+
+
+@pytest.mark.parametrize("search", [PGD(0.1, 0.1, 2), AutoPGD(0.1, 2)])
+def test_a_model_whose_embedding_is_not_a_number_is_named(search):
+    class DividesByZero(nn.Module):
+        def forward(self, images):
+            flat = images.flatten(1)
+            return flat / flat.sum(1, keepdim=True)
+
+    images = some_images()
+    images[:3] = 0
+    with pytest.raises(FloatingPointError, match="the model's embedding of 3 attacked images is NaN: does it divide"):
+        search(DividesByZero(), images, lambda embeddings: embeddings[:, 0])
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -9,7 +9,9 @@ from torch import nn
 
 from robret_lib import attacks
 from robret_lib.attacks import NES, PSO, SPSA, AutoPGD, Benign, Beta, RandomSearch, embedding, ranking
-from robret_lib.attacks.search.values import Draws, Parts, Space, seeds_for
+from robret_lib.attacks.search.draws import Draws, seeds_for
+from robret_lib.attacks.search.parts import Parts
+from robret_lib.attacks.search.space import Space
 from robret_lib.models import embed
 from tests.small_retrieval import DEVICES, SIZE, gallery_on, seeded, some_split
 
@@ -196,22 +198,18 @@ def test_batches_of_the_run_do_not_matter(search, name, model, gallery, searched
 
 
 @every_search
-def test_each_loss_belongs_to_its_own_image(search, model, gallery, searched, searched_split):
-    """In a population every image keeps its class and its targets, with the loss of the run and with any other."""
+def test_each_loss_belongs_to_its_own_image(search, model, gallery, searched):
+    """In a population every image keeps its own, with the loss of the run and with any other."""
     own = torch.arange(0, 500, 45)
-    labels = searched_split.labels[own]
-    wrong = []
 
     def loss_fn(embeddings):
-        """Own distances alone: that to the image's own embedding, and a class that must fit."""
-        distances = (embeddings - gallery.embeddings[own]).norm(dim=1)
-        wrong.append(not torch.equal(gallery.labels[own], labels))
-        return -distances
+        """That to the image's own embedding."""
+        return -(embeddings - gallery.embeddings[own]).norm(dim=1)
 
     found = search(EPS, 150)(model, searched[own], loss_fn, seeded())
     moved = (model(found) - gallery.embeddings[own]).norm(dim=1)
-    once = attacks.run(embedding.EmbeddingShift(), model, searched[own], gallery, search(EPS, 150), own).measured
-    assert not any(wrong)
+    arguments = embedding.EmbeddingShift(), model, searched[own], gallery, search(EPS, 150), own
+    once = attacks.run(*arguments, generator=seeded()).measured
     assert moved.min() > 0.5 * once["shift"].mean()
 
 
@@ -261,6 +259,35 @@ def test_a_wide_attack_on_a_large_gallery_is_planned_for_few_images_at_once(mode
     result = attacks.run(attack, model, some_split(2, seed=1).images, gallery, spy, generator=seeded())
     assert max(sizes) == 2**23 // (20 * SIZE * 40) == 20
     assert result.passes == 101
+
+
+@pytest.mark.parametrize("population", [50, 300, 600])
+def test_an_image_is_planned_once_for_the_first_look_and_once_for_all_steps(population, model, gallery, searched):
+    planned = []
+
+    def spy(model, images, loss_fn, generator):
+        part = loss_fn.part
+        loss_fn.part = lambda rows: planned.append(rows) or part(rows)
+        return RandomSearch(EPS, 4 * population + 1, population)(model, images, loss_fn, generator)
+
+    own = torch.arange(1)
+    result = attacks.run(embedding.Margin(), model, searched[own], gallery, spy, own, generator=seeded())
+    assert len(planned) == 2 and result.passes == 4 * population + 1
+
+
+def test_fewer_of_what_is_planned_have_the_same_loss(model, gallery, searched):
+    own, seen = torch.arange(4), {}
+
+    def nothing(model, images, loss_fn, generator):
+        seen["loss"] = loss_fn
+        return images
+
+    attacks.run(ranking.QueryAttack("raise"), model, searched[own], gallery, nothing, own, generator=seeded())
+    parts, rows, embeddings = Parts(seen["loss"], 4), torch.tensor([2, 2, 2, 2, 0, 0]), gallery.embeddings[100:106]
+    whole = parts.of(rows)(embeddings)
+    parts.loss_fn.part = None  # nothing is planned any more
+    for count in (1, 4, 5):
+        torch.testing.assert_close(parts.of(rows[:count])(embeddings[:count]), whole[:count])
 
 
 # The five searches
@@ -443,9 +470,26 @@ def test_what_makes_no_sense_is_refused():
         (lambda: SPSA(0.1, momentum=1), "momentum=1: expected at least 0 and less than 1"),
         (lambda: SPSA(0.1, step=2), "step=2: expected pixel units"),
         (lambda: RandomSearch(0.1, grid=(0, 4)), "grid=0: expected a whole number of at least 1"),
+        (lambda: RandomSearch(0.1, grid=32), r"grid=32: expected height and width, such as \(32, 32\), or 'auto', or"),
+        (lambda: RandomSearch(0.1, grid="fine"), "grid='fine': expected height and width"),
+        (lambda: RandomSearch(0.1, grid=(32,)), r"grid=\(32,\): expected height and width"),
+        (lambda: RandomSearch(0.1, stop_below=np.nan), "stop_below=nan: expected a finite number"),
+        (lambda: NES(0.1, sigma=0), "sigma=0: expected a finite number above 0"),
+        (lambda: NES(0.1, sigma=np.nan), "sigma=nan: expected a finite number above 0"),
+        (lambda: SPSA(0.1, sigma=8), r"sigma=8: expected pixel units, black is 0 and white is 1; 8/255 is meant\?"),
+        (lambda: SPSA(0.1, sigma=0), "sigma=0: expected a length above 0"),
+        (lambda: SPSA(0.1, step=0), "step=0: expected a length above 0"),
+        (lambda: Beta(0.1, step=-1), "step=-1: expected a finite number above 0"),
+        (lambda: PSO(0.1, inertia=np.nan), "inertia=nan: expected a finite number of at least 0"),
+        (lambda: PSO(0.1, own=-1), "own=-1: expected a finite number of at least 0"),
     ):
         with pytest.raises(ValueError, match=message):
             make()
+
+
+class Unknown(nn.Module):
+    def forward(self, images):
+        return images.flatten(1) * torch.nan
 
 
 @every_search
@@ -455,6 +499,8 @@ def test_normalized_images_and_nan_are_noticed(search):
         search(EPS).minimize(images * 3 - 1, Counting(images), seeded())
     with pytest.raises(FloatingPointError, match="became NaN"):
         search(EPS, 100).minimize(images, lambda x, rows: (x.flatten(1).sum(1) - 1e9).sqrt(), seeded())
+    with pytest.raises(FloatingPointError, match="the model's embedding of 6 attacked images is NaN: does it divide"):
+        search(EPS, 1, population=2)(Unknown(), images, lambda embeddings: embeddings[:, 0], seeded())
 
 
 @every_search

@@ -166,7 +166,7 @@ class GreedyTop1Misrank(_Published):
     """GTM: pull each image to the nearest item of another class.
 
     Minimizes ``d(q~, u)`` for the item u that is nearest to the benign image among those that share no class with it
-    (Zhou and Patel, CVPR 2022; RobRank, `RankLossGreedyTop1Misrank`). Where there is none, the target is -1 and the
+    (Zhou et al., TPAMI 2024; RobRank, `RankLossGreedyTop1Misrank`). Where there is none, the target is -1 and the
     loss a constant 0.
 
     Measures ``recall_at_1``.
@@ -203,13 +203,14 @@ class GreedyTop1Translocation(_Published):
     """GTT: move the first answer of each image down its ranking.
 
     Minimizes, for the first answer c of the benign image, itself left out, the mean over the gallery items x of
-    ``[d(q~, x) - d(q~, c)]_+``: the query attack "lower" on c (Zhou and Patel, CVPR 2022; RobRank,
+    ``[d(q~, x) - d(q~, c)]_+``: the query attack "lower" on c (Zhou et al., TPAMI 2024; RobRank,
     `RankLossGreedyTop1Translocation`).
 
     Measures ``retain_at_4``: 100 where c is still among the first four answers, else 0.
 
     Args:
-        mode: "reference" differs only in which item is taken for the image itself.
+        mode: In "reference" another item may be taken for the image itself. Of a gallery beyond 20,000 items "fixed"
+            takes the mean over a sample (`ranking_losses.HingeItems.of`), and measures among all.
 
     Threat model: *knowledge*, white-box: network and gallery. *Goal*: the first answer is not found any more. *Norm*
     and *budget*: of the search. *What moves*: the query. *Success*: how often it is still among the first four, in

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from robret_lib.attacks.fields import check_count
 from robret_lib.attacks.oracle import RankingOracle
 from robret_lib.attacks.search.passes import Loss
-from robret_lib.attacks.search.values import Parts, ValueSearch
+from robret_lib.attacks.search.values import ValueSearch
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,8 @@ class OnlyAnswers:
             )
         budget = self.search.queries if self.budget is None else self.budget
         engine = RankingOracle(model, loss_fn.gallery, self.visible, budget, answers.left_out)
-        parts = Parts(loss_fn, len(images))
 
         def values(looked_at: Tensor, rows: Tensor) -> Tensor:
-            return parts.of(rows).plan.answers.loss(engine(looked_at, rows))
+            return loss_fn.part(rows).plan.answers.loss(engine(looked_at, rows))
 
         return self.search.minimize(images, values, generator)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robret_lib.attacks.search.ball import check_length
-from robret_lib.attacks.search.values import Draws, Space, ValueSearch
+from robret_lib.attacks.search.ball import check_step
+from robret_lib.attacks.search.draws import Draws
+from robret_lib.attacks.search.space import Space
+from robret_lib.attacks.search.values import ValueSearch
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Antithetic(ValueSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_length("step", self.step, "linf")
+        check_step("step", self.step, "linf")
         if self.population % 2:
             raise ValueError(f"population={self.population}: expected an even number, half of it looks the other way")
         if not 0 <= self.momentum < 1:

@@ -79,11 +79,9 @@ class AutoPGD:
         make_schedule = self.schedule if callable(self.schedule) else SCHEDULES[self.schedule]
         schedule, best = make_schedule(ball, self.steps), Best(x)
         for _ in range(self.steps):
-            loss, gradient = losses_and_gradient(model, x, loss_fn)
-            nan.note(loss, gradient)
+            loss, gradient = losses_and_gradient(model, x, loss_fn, nan)
             best.keep(x, loss)
             x = schedule.next(x, loss, gradient, best)
-        last = losses(model, x, loss_fn)
-        nan.note(last)
+        last = losses(model, x, loss_fn, nan)
         best.keep(x, last)
         return best

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robret_lib.attacks.search.values import LARGE, Draws, Space, ValueSearch
+from robret_lib.attacks.fields import check_number
+from robret_lib.attacks.search.draws import Draws
+from robret_lib.attacks.search.space import LARGE, Space
+from robret_lib.attacks.search.values import ValueSearch
 
 BOUNDS = 1e-7, 1e3
 """Of both parameters (the order attack's code, `Batk`)."""
@@ -34,6 +37,11 @@ class Beta(ValueSearch):
 
     step: float | None = None
     standardized: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.step is not None:
+            check_number("step", self.step, above=0)
 
     def start(self, space: Space, draws: Draws) -> "_Beta":
         step = (3.0 if space.images[0].numel() > LARGE else 0.5) if self.step is None else self.step

@@ -48,15 +48,17 @@ def check_search(of: object, search: Search) -> None:
         raise TypeError(f"{type(of).__name__} with {given}: expected a search, such as PGD(8 / 255, 2 / 255, steps=8)")
 
 
-def losses(model: nn.Module, images: Tensor, loss_fn: Loss) -> Tensor:
+def losses(model: nn.Module, images: Tensor, loss_fn: Loss, nan: "NanWatch") -> Tensor:
     """Losses ``[B]``: one forward pass."""
     with torch.inference_mode(False), torch.no_grad():
         embeddings = embeddings_of(model, images)
         with torch.autocast(images.device.type, enabled=False):
-            return _checked(loss_fn(embeddings), images)
+            loss = _checked(loss_fn(embeddings), images)
+    nan.note(embeddings, loss)
+    return loss
 
 
-def losses_and_gradient(model: nn.Module, images: Tensor, loss_fn: Loss) -> tuple[Tensor, Tensor]:
+def losses_and_gradient(model: nn.Module, images: Tensor, loss_fn: Loss, nan: "NanWatch") -> tuple[Tensor, Tensor]:
     """Losses ``[B]`` and their gradient to the images: one forward and one backward pass.
 
     On its way through the model the gradient of each image is scaled by a power of two, so that half precision
@@ -71,7 +73,9 @@ def losses_and_gradient(model: nn.Module, images: Tensor, loss_fn: Loss) -> tupl
             (slopes,) = torch.autograd.grad(loss.sum(), reached)
             scale = _power_of_two(slopes.abs().amax(1))
             (gradient,) = torch.autograd.grad(embeddings, images, slopes / scale[:, None])
-    return loss.detach(), gradient * scale.to(gradient.dtype).view(-1, 1, 1, 1)
+    gradient = gradient * scale.to(gradient.dtype).view(-1, 1, 1, 1)
+    nan.note(embeddings, loss, gradient)
+    return loss.detach(), gradient
 
 
 class NanWatch:
@@ -82,17 +86,29 @@ class NanWatch:
     """
 
     def __init__(self, device: torch.device) -> None:
+        self.unknown = torch.zeros((), dtype=torch.int64, device=device)  # embeddings in the pass where it began
         self.seen = torch.zeros((), dtype=torch.bool, device=device)
 
-    def note(self, *found: Tensor) -> None:
+    def note(self, embeddings: Tensor, *found: Tensor) -> None:
+        """What a pass found: embeddings ``[B, D]``, and losses and gradients of any shape."""
+        self.unknown = torch.where(self.seen, self.unknown, embeddings.isnan().any(1).sum())
+        self.note_values(*found)
+
+    def note_values(self, *found: Tensor) -> None:
         for values in found:
             self.seen |= values.isnan().any()
 
     def check(self) -> None:
-        if self.seen:
+        if not self.seen:
+            return
+        if self.unknown:
             raise FloatingPointError(
-                "the loss or its gradient became NaN: does the loss take a square root or a logarithm of 0?"
+                f"the model's embedding of {int(self.unknown)} attacked images is NaN: does it divide by a length of "
+                "0, or overflow in half precision?"
             )
+        raise FloatingPointError(
+            "the loss or its gradient became NaN: does the loss take a square root or a logarithm of 0?"
+        )
 
 
 def _power_of_two(size: Tensor) -> Tensor:

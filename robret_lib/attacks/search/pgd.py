@@ -62,8 +62,7 @@ class PGD:
         adversarial = ball.random_starts(1, generator)[0] if self.random_start else images.clone()
         with frozen(model):
             for _ in range(self.steps):
-                loss, gradient = losses_and_gradient(model, adversarial, loss_fn)
-                nan.note(loss, gradient)
+                _, gradient = losses_and_gradient(model, adversarial, loss_fn, nan)
                 adversarial = ball.project(adversarial.sub_(steepest(gradient, self.norm), alpha=float(self.step)))
         nan.check()
         return adversarial

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robret_lib.attacks.search.values import Draws, Space, ValueSearch
+from robret_lib.attacks.fields import check_number
+from robret_lib.attacks.search.draws import Draws
+from robret_lib.attacks.search.space import Space
+from robret_lib.attacks.search.values import ValueSearch
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,11 @@ class PSO(ValueSearch):
     inertia: float = 1.10
     own: float = 0.57
     common: float = 0.44
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("inertia", "own", "common"):
+            check_number(name, getattr(self, name), least=0)
 
     def start(self, space: Space, draws: Draws) -> "_Swarm":
         return _Swarm(self, space, draws)

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from robret_lib.attacks.search.values import Draws, Space, ValueSearch
+from robret_lib.attacks.search.draws import Draws
+from robret_lib.attacks.search.space import Space
+from robret_lib.attacks.search.values import ValueSearch
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from robret_lib.attacks.search.antithetic import Antithetic
-from robret_lib.attacks.search.values import Draws
+from robret_lib.attacks.search.ball import check_step
+from robret_lib.attacks.search.draws import Draws
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,10 @@ class SPSA(Antithetic):
     """
 
     sigma: float = 2 / 255
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_step("sigma", self.sigma, "linf")
 
     def noise(self, draws: Draws, size: int, shape: tuple[int, ...]) -> Tensor:
         return self.sigma * draws.signs(size, *shape)
