@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from robret_lib import attacks, scores
-from robret_lib.attacks import PGD, AutoPGD, Transfer
+from robret_lib.attacks import PGD, AutoPGD, Averaged, Transfer
 from robret_lib.attacks.embedding import (
     EmbeddingShift,
     GreedyTop1Misrank,
@@ -252,11 +252,28 @@ def test_a_checkpoint_of_something_else_is_refused(model, models, tmp_path):
         evaluate_ers(model, data, search, queries=20, checkpoint=checkpoint, seed=1)
     with pytest.raises(ValueError, match=r"was written with .*steps=4.*PGD\(eps=0.06.*: move it"):
         evaluate_ers(model, data, PGD(0.06, 0.02, 4), queries=20, checkpoint=checkpoint)
-    with pytest.raises(ValueError, match="was written with other queries or model.*: move it"):
+    with pytest.raises(ValueError, match="was written with other weights of model.*: move it"):
         evaluate_ers(models["C"], data, search, queries=20, checkpoint=checkpoint)
     other = Transfer(trained_model(steps=5), BUDGET)
-    with pytest.raises(ValueError, match="was written with other surrogate 1: move it"):
+    with pytest.raises(ValueError, match="was written with other weights of surrogate 1, .*: move it"):
         evaluate_ers(model, data, other, queries=20, checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize("budget", [0.03, PGD, None])
+def test_a_budget_that_is_no_search_is_refused_at_once(budget, model):
+    with pytest.raises(TypeError, match=r"budget=.*: expected a search, such as PGD\(8 / 255, 3 / 255, steps=32\)"):
+        evaluate_ers(model, searched_in_itself(60), budget)
+
+
+def test_a_search_without_a_lasting_name_has_no_checkpoint(model, tmp_path):
+    def search(model, images, loss_fn, generator=None):
+        return BUDGET(model, images, loss_fn, generator)
+
+    arguments = model, searched_in_itself(60)
+    for budget in (search, Averaged(search, 2)):
+        with pytest.raises(TypeError, match=r"budget=.*search at 0x.* has another name .*: make it a dataclass"):
+            evaluate_ers(*arguments, budget, queries=4, checkpoint=tmp_path / "c")
+    assert evaluate_ers(*arguments, search, queries=4).rows == evaluate_ers(*arguments, BUDGET, queries=4).rows
 
 
 def test_every_public_name_is_reachable():

@@ -206,7 +206,7 @@ def test_a_checkpoint_of_something_else_is_refused(model, models, tmp_path):
         ValueError, match="was written with .*'eps': 0.04.*, this evaluation is .*'eps': 0.05.*: move it"
     ):
         robust_recall(model, data, 0.05, effort="quick", checkpoint=checkpoint)
-    with pytest.raises(ValueError, match="was written with other queries or model.*: move it"):
+    with pytest.raises(ValueError, match="was written with other weights of model.*: move it"):
         robust_recall(models["C"], data, 0.04, effort="quick", checkpoint=checkpoint)
     checkpoint.write_bytes(b"nothing of use")
     with pytest.raises(ValueError, match=f"{checkpoint} is no checkpoint, or a damaged one: delete it"):
@@ -221,7 +221,8 @@ def test_a_checkpoint_of_other_data_or_another_surrogate_is_refused(model, model
     split, other = data.query, some_split(40, seed=70)
     with_self = Protocol("with itself", "...", False, False)
     cases = {
-        "gallery": (Split(split.images, split.labels), Split(other.images, split.labels), with_self),
+        "images of queries": (Split(other.images, split.labels), split, with_self),
+        "images of gallery": (Split(split.images, split.labels), Split(other.images, split.labels), with_self),
         "labels of gallery": (split, Split(split.images, other.labels), with_self),
         "labels of queries": (Split(split.images, other.labels), split, with_self),
         "positions": (split, split, with_self),
@@ -230,13 +231,33 @@ def test_a_checkpoint_of_other_data_or_another_surrogate_is_refused(model, model
         changed = RetrievalData("toy", data.train, query, gallery, NAMES, protocol)
         with pytest.raises(ValueError, match=f"was written with other .*{name}.*: move it"):
             robust_recall(model, changed, **arguments)
-    with pytest.raises(ValueError, match="was written with other surrogate 1: move it"):
+    with pytest.raises(ValueError, match="was written with other weights of surrogate 1, .*surrogate 1: move it"):
         robust_recall(model, data, **arguments | {"surrogate": models["E"]})
     (tmp_path / "c.images0").unlink()
     with pytest.raises(
         ValueError, match="c.images0 is no checkpoint, or a damaged one: delete it and .*c to start anew"
     ):
         robust_recall(model, data, **arguments)
+
+
+def test_the_checkpoint_of_a_masked_model_is_none_of_the_repaired_one(model, tmp_path, recwarn):
+    """They have the same weights and the same embeddings; only the gradient tells them apart."""
+    arguments = searched_in_itself(40), 0.04, "linf", None, "quick"
+    masked = robust_recall(GradientKiller(model, "zero"), *arguments, checkpoint=tmp_path / "c")
+    with pytest.raises(ValueError, match="was written with other gradient of model: move it"):
+        robust_recall(model, *arguments, checkpoint=tmp_path / "c")
+    assert robust_recall(model, *arguments).recall_at_1 < masked.recall_at_1
+
+
+def test_a_model_that_draws_random_numbers_goes_on_where_it_was(model, models, tmp_path, recwarn):
+    arguments = searched_in_itself(100), 0.03, "linf", None, "quick"
+    first = robust_recall(Noisy(model), *arguments, checkpoint=tmp_path / "c")
+    again = robust_recall(Noisy(model), *arguments, checkpoint=tmp_path / "c")
+    assert again.outcomes == first.outcomes and torch.equal(again.images, first.images)
+    with pytest.raises(ValueError, match="was written with other weights of model: move it"):
+        robust_recall(Noisy(models["E"]), *arguments, checkpoint=tmp_path / "c")
+    with pytest.raises(ValueError, match="was written with other embeddings of model, gradient of model: move it"):
+        robust_recall(model, *arguments, checkpoint=tmp_path / "c")
 
 
 def test_a_collapsed_model_has_a_score():

@@ -153,6 +153,7 @@ def evaluate_ers(
     Raises:
         ValueError: A model of distance "E" (see `attack_rows`), an impossible argument, or a checkpoint of another
             evaluation.
+        TypeError: A budget that is no search, or, with a checkpoint, one that cannot be known again: a function.
     """
     _check_bounded(distance_of(model))
     return attack_rows(model, data, budget, mode, queries, seed, checkpoint, progress, n_targets)
@@ -170,6 +171,7 @@ def attack_rows(
     n_targets: int = 1,
 ) -> AttackRows:
     """The rows of `evaluate_ers`, same arguments, for a model of any distance; for "E" they have no ERS."""
+    _check_search(budget, kept=checkpoint is not None)
     asked, suite = Queries(model, data, queries), _suite(mode, n_targets)
     found = {"measured": {}, "before": {"R@1": 100 * asked.right(asked.embeddings).double()}, "passes": 0.0}
     settings = {"search": repr(budget), "mode": mode, "seed": seed, "n_targets": n_targets}
@@ -222,6 +224,16 @@ def _networks(search: Search) -> Iterator[nn.Module]:
         if isinstance(value, nn.Module):
             yield value
         yield from _networks(value)
+
+
+def _check_search(budget: Search, kept: bool) -> None:
+    if not callable(budget) or isinstance(budget, type):
+        raise TypeError(f"budget={budget!r}: expected a search, such as PGD(8 / 255, 3 / 255, steps=32)")
+    if kept and " at 0x" in repr(budget):
+        raise TypeError(
+            f"budget={budget!r} has another name in every process, so that no checkpoint is ever known again: make it "
+            "a dataclass, as attacks.PGD is, or give no checkpoint"
+        )
 
 
 def _check_bounded(distance: Distance) -> None:

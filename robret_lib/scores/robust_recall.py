@@ -110,7 +110,7 @@ def robust_recall(
 class _Evaluation:
     """What was found for each query so far, and what is left to do."""
 
-    KEPT = ("broken", "done", "passes")
+    KEPT = ("right", "broken", "done", "passes")
 
     def __init__(self, queries: Queries, suite: list[Stage], unlimited: bool) -> None:
         self.queries, self.suite = queries, suite
