@@ -1,11 +1,13 @@
 """The ten rows: those of the attacks run alone; and what both scores say of planted models, evaluated for real."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from robret_lib import attacks, scores
-from robret_lib.attacks import PGD, AutoPGD, Averaged, Transfer
+from robret_lib.attacks import NES, PGD, AutoPGD, Averaged, Transfer
 from robret_lib.attacks.embedding import (
     EmbeddingShift,
     GreedyTop1Misrank,
@@ -14,7 +16,7 @@ from robret_lib.attacks.embedding import (
     TargetedMismatch,
 )
 from robret_lib.attacks.ranking import CandidateAttack, QueryAttack
-from robret_lib.data import Protocol, RetrievalData
+from robret_lib.data import Protocol, RetrievalData, Split
 from robret_lib.models import embed
 from robret_lib.scores import attack_rows, ers, evaluate_ers, relative_robustness
 from robret_lib.scores.attack_rows import MEASURES
@@ -206,6 +208,29 @@ def test_a_planted_defense_is_told_of(defense, model, recwarn):
     result = evaluate_ers(defense(model) if defense else model, data, BUDGET, queries=10)
     told = [str(warning.message) for warning in recwarn if issubclass(warning.category, UserWarning)]
     assert list(result.warnings) == told and bool(told) is bool(defense)
+
+
+def test_labels_of_other_images_are_told_of(model):
+    data = searched_in_itself(200)
+    labels = data.query.labels[torch.randperm(200, generator=torch.Generator().manual_seed(0))]
+    split = Split(data.query.images, labels)
+    with pytest.warns(UserWarning, match="benign recall: .* first answers are right, where .* labels are those of oth"):
+        evaluate_ers(model, replace(data, query=split, gallery=split), BUDGET)
+
+
+def test_a_search_that_is_stopped_too_early_is_told_of(model, tmp_path):
+    """Of each attack on the first answer; also by whoever goes on from a checkpoint, where all the line is his."""
+    arguments = model, searched_in_itself(200), PGD(0.08, 0.002, steps=8)
+    for _ in range(2):
+        with pytest.warns(UserWarning) as told:
+            result = evaluate_ers(*arguments, checkpoint=tmp_path / "c")
+        assert {message[:26] for message in result.warnings} >= {
+            "loss at the last step: ES:",
+            "loss at the last step: GTM",
+        }
+        assert {warning.filename for warning in told} == {__file__}
+    for budget in (AutoPGD(0.08, 20), PGD(0.08, 0.002, 7), NES(0.08, 21, 10), Transfer(model, arguments[2])):
+        assert evaluate_ers(*arguments[:2], budget, queries=60).warnings == ()
 
 
 # A crash costs one attack

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -310,6 +311,13 @@ def test_a_planted_defense_is_told_of(defense, suspicious, model):
         result = robust_recall(defense(model), searched_in_itself(), eps=0.1, queries=100)
     assert {str(warning.message) for warning in warned} == set(result.warnings)
     assert suspicious <= {message.partition(":")[0] for message in result.warnings}
+
+
+def test_a_gallery_in_another_order_is_told_of(model):
+    data = asked_from_outside()
+    gallery = Split(data.gallery.images.flip(0), data.gallery.labels)
+    with pytest.warns(UserWarning, match="benign recall: .* of 120 first answers are right"):
+        robust_recall(model, replace(data, gallery=gallery), 0.03, effort="quick")
 
 
 def test_a_search_that_fails_where_none_can_is_told_of(model):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from robret_lib.attacks import Attack, Search
+from robret_lib.attacks import Attack, Result, Search
 from robret_lib.attacks.embedding import (
     RETAINED,
     EmbeddingShift,
@@ -19,7 +19,7 @@ from robret_lib.attacks.embedding import (
     TargetedMismatch,
 )
 from robret_lib.attacks.ranking import CandidateAttack, QueryAttack
-from robret_lib.checks import evaluation
+from robret_lib.checks import Finding, Overheard, evaluation
 from robret_lib.data import RetrievalData
 from robret_lib.mining import Mode
 from robret_lib.models import Distance, EmbeddingModel, distance_of
@@ -173,7 +173,9 @@ def attack_rows(
     """The rows of `evaluate_ers`, same arguments, for a model of any distance; for "E" they have no ERS."""
     _check_search(budget, kept=checkpoint is not None)
     asked, suite = Queries(model, data, queries), _suite(mode, n_targets)
-    found = {"measured": {}, "before": {"R@1": 100 * asked.right(asked.embeddings).double()}, "passes": 0.0}
+    right = asked.right(asked.embeddings)
+    found = {"measured": {}, "before": {"R@1": 100 * right.double()}, "passes": 0.0, "findings": []}
+    found["findings"].append(list(evaluation.benign_recall(right, asked.one_for_all)))
     settings = {"search": repr(budget), "mode": mode, "seed": seed, "n_targets": n_targets}
     kept = Checkpoint(Path(checkpoint), settings, asked.fingerprint(*_networks(budget))) if checkpoint else None
     if kept:
@@ -183,15 +185,27 @@ def attack_rows(
         bar.set_description(name)
         if MEASURES[name].keys() <= found["measured"].keys():
             continue
-        result = asked.attacked(attack, budget, torch.Generator().manual_seed(2**10 * seed + number))
+        overheard = Overheard(attack)
+        result = asked.attacked(overheard, budget, torch.Generator().manual_seed(2**10 * seed + number))
         for row, measure in MEASURES[name].items():
             found["measured"][row] = result.measured[measure].double().cpu()
             found["before"][row] = result.benign[measure].double().cpu()
         found["passes"] += result.passes
+        found["findings"] += [list(finding) for finding in _at_rest(name, overheard.losses, result)]
         if kept:
             kept.save(found)
-    warnings, by_chance = doubts.of_model(model, asked.gallery), _by_chance(asked, data)
+    findings = [Finding(*kept) for kept in found.pop("findings")]
+    warnings, by_chance = doubts.of_model(model, asked.gallery) + doubts.said(findings), _by_chance(asked)
     return AttackRows(**found, by_chance=by_chance, distance=distance_of(model), warnings=warnings)
+
+
+def _at_rest(name: str, losses: Tensor | None, result: Result) -> Iterator[Finding]:
+    """Whether an attack on the first answer was stopped while its losses still fell, where its search shows them."""
+    if "recall_at_1" in result.benign and losses is not None and len(losses) >= evaluation.LOOKS:
+        right, left = (measures["recall_at_1"].cpu() > 0 for measures in (result.benign, result.measured))
+        if right.any():
+            finding = evaluation.loss_at_the_end(losses[:, right], left[right])
+            yield finding._replace(message=f"{name}: {finding.message}")
 
 
 def _suite(mode: Mode, n_targets: int) -> dict[str, Attack]:
@@ -208,11 +222,11 @@ def _suite(mode: Mode, n_targets: int) -> dict[str, Attack]:
     }
 
 
-def _by_chance(asked: Queries, data: RetrievalData) -> dict[str, float]:
+def _by_chance(asked: Queries) -> dict[str, float]:
     """What needs no look at the image: its best constant answer, a random ranking, and how far apart two items are."""
     choices = len(asked.gallery) - (asked.own is not None)
     return {
-        CHANCE: 100 * evaluation.one_for_all(data),
+        CHANCE: 100 * asked.one_for_all,
         RETAINED_BY_CHANCE: 100 * min(1, RETAINED / choices),
         PAIR: asked.gallery.mean_distance,
     }

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robret_lib import attacks
 from robret_lib.attacks import Attack, Gallery, Result, Search
+from robret_lib.checks.evaluation import one_for_all
 from robret_lib.checks.model import slopes_of
 from robret_lib.data import RetrievalData, as_float, relevance
 from robret_lib.metrics import hits_at_k
@@ -38,6 +39,7 @@ class Queries:
         self.labels = data.query.labels.cpu()[positions]
         self.images = data.query.images.cpu()[positions]
         self.embeddings = embed(model, self.images)
+        self.one_for_all = one_for_all(data)  # what chance gives
 
     def __len__(self) -> int:
         return len(self.images)
