@@ -88,6 +88,14 @@ def test_what_chance_gives_is_counted(model):
     assert outside["GTT by chance"] == pytest.approx(400 / 200)
 
 
+def test_rows_read_well_and_compare_by_identity(model):
+    result = attack_rows(model, searched_in_itself(100), PGD(0, 1, 1), queries=50)
+    assert len(str(result)) < 300 and str(result).startswith(f"of 50 queries: CA+ {result.rows['CA+']:.1f}, CA- ")
+    assert f"; R@1 {result.benign['R@1']:.1f} % before; 0.0 passes a query" in str(result)
+    warned = replace(result, warnings=("black box: see there",))
+    assert str(warned) == f"{result}\nblack box: see there" and warned != result
+
+
 def test_at_radius_zero_nothing_moves(model):
     """All of what there is is left, and ERS is far from 100 all the same."""
     result = evaluate_ers(model, searched_in_itself(200), PGD(0, 1, 1))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy.stats import binomtest
 from torch import nn
 
 from robret_lib import attacks
@@ -19,7 +20,7 @@ from robret_lib.models import embed
 from robret_lib.scores import checkpoint as checkpoints
 from robret_lib.scores import robust_recall
 from robret_lib.scores.queries import Queries
-from robret_lib.scores.robust_recall import STANDS, WRONG_BEFORE
+from robret_lib.scores.robust_recall import STANDS, WRONG_BEFORE, RobustRecall
 from robret_lib.scores.suite import SAMPLE, suite_of
 from tests.planted_defenses import BatchCoupled, Detached, GradientKiller, Noisy, PartlyDetached, Quantized
 from tests.small_retrieval import DEVICES, DISTANCES, NAMES, searched_in_itself, small_model, some_split, trained_model
@@ -118,6 +119,26 @@ def test_another_seed_draws_other_starts(model):
     results = [robust_recall(model, searched_in_itself(100), 0.02, seed=seed) for seed in (0, 0, 1)]
     assert torch.equal(results[0].images, results[1].images)
     assert not torch.equal(results[0].images, results[2].images)
+
+
+@pytest.mark.parametrize("standing", [0, 1, 30, 99, 100])
+def test_the_score_has_an_error_and_an_interval(standing):
+    outcomes = (STANDS,) * standing + ("a",) * (100 - standing)
+    result = RobustRecall(standing, 100, {"a": 100 - standing}, outcomes, torch.rand(100, 1, 8, 8), 20, ())
+    assert result.standard_error == pytest.approx(result.standing.double().std(unbiased=False).item() * 10)
+    expected = binomtest(standing, 100).proportion_ci(method="wilson")
+    assert result.interval == pytest.approx((100 * expected.low, 100 * expected.high), abs=0.01)
+
+
+def test_a_result_reads_well_and_compares_by_identity():
+    broken_by, images = {"a": 1.5, "b": 30.0, "c": 7.0, "d, 8 steps": 12.0}, torch.rand(200, 1, 8, 8)
+    result = RobustRecall(19.5, 70, broken_by, (STANDS,) * 200, images, 20.25, ("black box: see there",))
+    assert str(result).splitlines() == [
+        "R@1 of 200 queries: 70.0 % before, 19.5 +- 2.8 % left; 20.2 passes a query",
+        "broken by b: 30.0 %; d, 8 steps: 12.0 %; c: 7.0 %",
+        "black box: see there",
+    ]
+    assert result == result and result != replace(result)
 
 
 @pytest.mark.parametrize("norm, eps", [("linf", 0.05), ("l2", 0.5)])

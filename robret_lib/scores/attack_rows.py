@@ -51,7 +51,7 @@ class Interval(NamedTuple):
     high: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AttackRows:
     """What the nine attacks did.
 
@@ -112,6 +112,12 @@ class AttackRows:
         scores = relative(measured, self._with_chance(before))
         low, high = scores[1:].quantile(scores.new_tensor([0.025, 0.975])).tolist()
         return Interval(scores[0].item(), low, high)
+
+    def __repr__(self) -> str:
+        digits = {"TMA": 2, "ES:D": 2}
+        values = ", ".join(f"{name} {value:.{digits.get(name, 1)}f}" for name, value in self.rows.items())
+        seen = f"{values}; R@1 {self.benign['R@1']:.1f} % before; {self.passes:.1f} passes a query"
+        return "\n".join([f"of {len(self.before['R@1'])} queries: {seen}", *self.warnings])
 
     def _with_chance(self, before: dict[str, Tensor]) -> dict[str, Tensor]:
         """Means ``[draws]`` before the attack, with all that is needed besides."""

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 from typing import get_args
 
@@ -22,9 +23,17 @@ from robret_lib.scores.suite import Effort, Stage, suite_of
 STANDS, WRONG_BEFORE = "stands", "wrong before any attack"
 
 
-@dataclass(frozen=True)
+QUANTILE = 1.96
+"""Of the normal distribution, for intervals of 95 %."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class RobustRecall:
     """What `robust_recall` found.
+
+    Two models, or two radii, are compared on the same queries, one by one: the mean of
+    ``a.standing.double() - b.standing.double()``, whose standard error is that of these differences. It is smaller than
+    `standard_error` suggests, since both fail on the same hard queries.
 
     Args:
         recall_at_1: Percent of all queries whose first answer is right under every attack.
@@ -51,6 +60,30 @@ class RobustRecall:
     def standing(self) -> Tensor:
         """Of which queries the first answer stayed right, bool ``[n]``."""
         return torch.tensor([outcome == STANDS for outcome in self.outcomes])
+
+    @property
+    def standard_error(self) -> float:
+        """Of `recall_at_1` over the queries, in percent."""
+        return sqrt(self.recall_at_1 * (100 - self.recall_at_1) / len(self.outcomes))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Between what `recall_at_1` lies for 95 % of draws of other queries, in percent (Wilson 1927)."""
+        count, share = len(self.outcomes), self.recall_at_1 / 100
+        weight = QUANTILE**2 / count
+        middle = (share + weight / 2) / (1 + weight)
+        reach = QUANTILE * sqrt(share * (1 - share) / count + weight / count / 4) / (1 + weight)
+        return 100 * max(0, middle - reach), 100 * min(1, middle + reach)
+
+    def __repr__(self) -> str:
+        most = sorted(self.broken_by.items(), key=lambda item: -item[1])[:3]
+        lines = [
+            f"R@1 of {len(self.outcomes)} queries: {self.benign:.1f} % before, {self.recall_at_1:.1f} +- "
+            f"{self.standard_error:.1f} % left; {self.passes:.1f} passes a query",
+            "broken by " + "; ".join(f"{name}: {percent:.1f} %" for name, percent in most),
+            *self.warnings,
+        ]
+        return "\n".join(lines)
 
 
 def robust_recall(
