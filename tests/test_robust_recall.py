@@ -96,6 +96,15 @@ def test_more_effort_and_a_surrogate_leave_no_more(model):
     assert 0 <= quick.recall_at_1 - helped.recall_at_1 == pytest.approx(list(helped.broken_by.values())[-1])
 
 
+def test_a_surrogate_embeds_the_gallery_once(model, models, monkeypatch):
+    monkeypatch.setattr(checkpoints, "BLOCK", 20)
+    seen = []
+    hook = models["C"].register_forward_pre_hook(lambda _, images: seen.append(len(images[0])))
+    robust_recall(model, searched_in_itself(), 0.02, queries=60, effort="quick", surrogate=models["C"])
+    hook.remove()
+    assert seen.count(300) == 1
+
+
 def test_the_worst_case_costs_what_the_effort_says():
     for effort, passes in {"quick": 8, "standard": 100, "high": 500}.items():
         assert sum(s.passes for s in suite_of(effort, 0.1) if s.sample is None) == pytest.approx(passes, rel=0.2)
@@ -388,7 +397,7 @@ def test_data_may_lie_on_the_gpu(models):
     data = RetrievalData("toy", there, there, there, NAMES, Protocol("itself", "...", True, False))
     result = robust_recall(model, data, 0.1, effort="quick", surrogate=model)
     with pytest.raises(ValueError, match="the surrogate is on cpu, the gallery on cuda:0: move one of them"):
-        robust_recall(model, data, 0.001, effort="quick", surrogate=models["C"])  # something is left to transfer to
+        robust_recall(model, data, 0.5, effort="quick", surrogate=models["C"])
     model.cpu()
     assert result.recall_at_1 < result.benign and not result.images.is_cuda
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from robret_lib.attacks import Gallery
+from robret_lib.attacks.run import check_device
 from robret_lib.attacks.search.ball import Norm, check_length, check_norm
 from robret_lib.checks import Finding, evaluation
 from robret_lib.data import RetrievalData, as_float
@@ -119,12 +121,15 @@ def robust_recall(
         progress: Show a progress bar; the time left is what remains if no further query breaks.
 
     Raises:
-        ValueError: An impossible argument, or a checkpoint of another evaluation.
+        ValueError: An impossible argument, a surrogate on another device, or a checkpoint of another evaluation.
     """
     _check(eps, norm, effort)
-    task = _Evaluation(
-        Queries(model, data, queries), suite_of(effort, eps, norm, surrogate), norm == "linf" and eps >= 0.5
-    )
+    asked, its_gallery = Queries(model, data, queries), None
+    if surrogate is not None:
+        check_device(surrogate, asked.gallery, "surrogate")
+        its_gallery = Gallery.of(surrogate, data.gallery.images, data.gallery.labels)
+    suite = suite_of(effort, eps, norm, surrogate, its_gallery)
+    task = _Evaluation(asked, suite, norm == "linf" and eps >= 0.5)
     others = [] if surrogate is None else [surrogate]
     settings = {"eps": eps, "norm": norm, "effort": effort, "seed": seed, "suite": task.names}
     kept = Checkpoint(Path(checkpoint), settings, task.queries.fingerprint(*others)) if checkpoint else None
