@@ -1,11 +1,13 @@
 """The ten rows: those of the attacks run alone; and what both scores say of planted models, evaluated for real."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from robret_lib import attacks, scores
-from robret_lib.attacks import PGD, AutoPGD, Transfer
+from robret_lib.attacks import NES, PGD, AutoPGD, Averaged, Transfer
 from robret_lib.attacks.embedding import (
     EmbeddingShift,
     GreedyTop1Misrank,
@@ -14,7 +16,7 @@ from robret_lib.attacks.embedding import (
     TargetedMismatch,
 )
 from robret_lib.attacks.ranking import CandidateAttack, QueryAttack
-from robret_lib.data import Protocol, RetrievalData
+from robret_lib.data import Protocol, RetrievalData, Split
 from robret_lib.models import embed
 from robret_lib.scores import attack_rows, ers, evaluate_ers, relative_robustness
 from robret_lib.scores.attack_rows import MEASURES
@@ -84,6 +86,14 @@ def test_what_chance_gives_is_counted(model):
     counts = asked_from_outside().query.labels.bincount()
     assert outside["R@1 by chance"] == pytest.approx(100 * counts.max().item() / 60)
     assert outside["GTT by chance"] == pytest.approx(400 / 200)
+
+
+def test_rows_read_well_and_compare_by_identity(model):
+    result = attack_rows(model, searched_in_itself(100), PGD(0, 1, 1), queries=50)
+    assert len(str(result)) < 300 and str(result).startswith(f"of 50 queries: CA+ {result.rows['CA+']:.1f}, CA- ")
+    assert f"; R@1 {result.benign['R@1']:.1f} % before; 0.0 passes a query" in str(result)
+    warned = replace(result, warnings=("black box: see there",))
+    assert str(warned) == f"{result}\nblack box: see there" and warned != result
 
 
 def test_at_radius_zero_nothing_moves(model):
@@ -208,6 +218,29 @@ def test_a_planted_defense_is_told_of(defense, model, recwarn):
     assert list(result.warnings) == told and bool(told) is bool(defense)
 
 
+def test_labels_of_other_images_are_told_of(model):
+    data = searched_in_itself(200)
+    labels = data.query.labels[torch.randperm(200, generator=torch.Generator().manual_seed(0))]
+    split = Split(data.query.images, labels)
+    with pytest.warns(UserWarning, match="benign recall: .* first answers are right, where .* labels are those of oth"):
+        evaluate_ers(model, replace(data, query=split, gallery=split), BUDGET)
+
+
+def test_a_search_that_is_stopped_too_early_is_told_of(model, tmp_path):
+    """Of each attack on the first answer; also by whoever goes on from a checkpoint, where all the line is his."""
+    arguments = model, searched_in_itself(200), PGD(0.08, 0.002, steps=8)
+    for _ in range(2):
+        with pytest.warns(UserWarning) as told:
+            result = evaluate_ers(*arguments, checkpoint=tmp_path / "c")
+        assert {message[:26] for message in result.warnings} >= {
+            "loss at the last step: ES:",
+            "loss at the last step: GTM",
+        }
+        assert {warning.filename for warning in told} == {__file__}
+    for budget in (AutoPGD(0.08, 20), PGD(0.08, 0.002, 7), NES(0.08, 21, 10), Transfer(model, arguments[2])):
+        assert evaluate_ers(*arguments[:2], budget, queries=60).warnings == ()
+
+
 # A crash costs one attack
 
 
@@ -252,11 +285,28 @@ def test_a_checkpoint_of_something_else_is_refused(model, models, tmp_path):
         evaluate_ers(model, data, search, queries=20, checkpoint=checkpoint, seed=1)
     with pytest.raises(ValueError, match=r"was written with .*steps=4.*PGD\(eps=0.06.*: move it"):
         evaluate_ers(model, data, PGD(0.06, 0.02, 4), queries=20, checkpoint=checkpoint)
-    with pytest.raises(ValueError, match="was written with other queries or model.*: move it"):
+    with pytest.raises(ValueError, match="was written with other weights of model.*: move it"):
         evaluate_ers(models["C"], data, search, queries=20, checkpoint=checkpoint)
     other = Transfer(trained_model(steps=5), BUDGET)
-    with pytest.raises(ValueError, match="was written with other surrogate 1: move it"):
+    with pytest.raises(ValueError, match="was written with other weights of surrogate 1, .*: move it"):
         evaluate_ers(model, data, other, queries=20, checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize("budget", [0.03, PGD, None])
+def test_a_budget_that_is_no_search_is_refused_at_once(budget, model):
+    with pytest.raises(TypeError, match=r"budget=.*: expected a search, such as PGD\(8 / 255, 3 / 255, steps=32\)"):
+        evaluate_ers(model, searched_in_itself(60), budget)
+
+
+def test_a_search_without_a_lasting_name_has_no_checkpoint(model, tmp_path):
+    def search(model, images, loss_fn, generator=None):
+        return BUDGET(model, images, loss_fn, generator)
+
+    arguments = model, searched_in_itself(60)
+    for budget in (search, Averaged(search, 2)):
+        with pytest.raises(TypeError, match=r"budget=.*search at 0x.* has another name .*: make it a dataclass"):
+            evaluate_ers(*arguments, budget, queries=4, checkpoint=tmp_path / "c")
+    assert evaluate_ers(*arguments, search, queries=4).rows == evaluate_ers(*arguments, BUDGET, queries=4).rows
 
 
 def test_every_public_name_is_reachable():

@@ -53,7 +53,7 @@ def test_a_sound_network_and_a_sound_evaluation_raise_no_alarm(distance, models,
     report = checks.diagnose(model, toy, EPS)
     model.cpu()
     assert report.ok and not report.warnings, report
-    assert len(report.findings) == 16
+    assert len(report.findings) == 17
 
 
 def test_every_warning_has_its_paragraph_in_the_book(model, toy):
@@ -130,6 +130,14 @@ def test_what_cannot_be_attacked_is_only_inspected(toy):
     with torch.no_grad():
         broken.backbone[-1].bias[0] = torch.nan
     assert warned(checks.diagnose(broken, toy, EPS, queries=8)) == {"finite embeddings"}
+
+
+def test_labels_of_other_images_are_found_out(model, toy):
+    """Which pass every attack: one who finds nothing has nothing to lose."""
+    labels = toy.query.labels[torch.randperm(300, generator=torch.Generator().manual_seed(0))]
+    split = Split(toy.query.images, labels)
+    report = checks.diagnose(model, replace(toy, query=split, gallery=split), EPS)
+    assert warned(report) == {"benign recall"}, report
 
 
 def test_a_model_that_finds_nothing_has_nothing_to_lose(model, toy):

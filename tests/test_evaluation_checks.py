@@ -5,9 +5,10 @@ import torch
 from scipy.stats import binom
 
 from robret_lib import attacks, checks
-from robret_lib.attacks import PGD, AutoPGD
+from robret_lib.attacks import NES, PGD, AutoPGD, OnlyAnswers, OrderAttack
 from robret_lib.attacks.embedding import EmbeddingShift, Margin
 from robret_lib.checks import evaluation
+from robret_lib.data import Protocol, RetrievalData, Split
 from robret_lib.models import embed
 from tests.planted_defenses import Purified
 
@@ -47,6 +48,26 @@ def test_values_may_break_one_in_a_hundred_that_gradients_left(count):
         assert f"breaks {new} of {count} queries" in finding.message
     assert not evaluation.black_box(*outcomes(0, 0, count // 4, count)).ok
     assert evaluation.black_box(*outcomes(0, count, 0, count)).ok
+
+
+@pytest.mark.parametrize("count, chance", [(3, 0.1), (64, 0.1), (1000, 0.1), (64, 0.5), (64, 1.0)])
+def test_more_first_answers_are_right_than_of_one_answer_for_all(count, chance):
+    for hits in range(count + 1):
+        finding = evaluation.benign_recall(torch.arange(count) < hits, chance)
+        assert finding.ok == (hits > 0 and binom.sf(hits - 1, count, chance) <= 0.01)
+        assert finding.message.startswith(f"{hits} of {count} first answers are right, where the best answer for all")
+
+
+@pytest.mark.parametrize("self_excluded", [True, False])
+@pytest.mark.parametrize("several", [False, True])
+def test_one_answer_for_all_is_the_item_that_answers_most_queries(self_excluded, several):
+    labels = torch.tensor([2, 0, 1, 1, 1, 2])
+    labels = torch.nn.functional.one_hot(labels) if several else labels
+    if several:
+        labels[0, 1] = 1
+    split = Split(torch.rand(6, 1, 2, 2), labels)
+    data = RetrievalData("toy", split, split, split, ("a", "b", "c"), Protocol("", "", self_excluded, False))
+    assert evaluation.one_for_all(data) == (3 + 2 * several - self_excluded) / 6  # the first one: by both its classes
 
 
 @pytest.mark.parametrize("chance", [0.1, 0.5])
@@ -108,6 +129,13 @@ def test_who_listens_hears_every_loss_and_changes_nothing(attack, batch_size, mo
     losses = attack.plan(benign, None).loss
     torch.testing.assert_close(overheard.losses[0], losses(benign.embeddings), rtol=0, atol=1e-5)
     torch.testing.assert_close(overheard.losses.amin(0), losses(embed(model, heard.images)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("search", [NES(0.03, 21, 10), OnlyAnswers(NES(0.03, 21, 10)), PGD(0, 1, 1)])
+def test_who_hears_nothing_or_not_all_of_it_says_so(search, model, gallery, searched):
+    overheard = checks.Overheard(OrderAttack(3))
+    attacks.run(overheard, model, searched[OWN], gallery, search, OWN)
+    assert overheard.losses is None
 
 
 def test_the_strong_search_comes_to_rest_and_one_that_is_too_short_does_not(model, gallery, searched):

@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from scipy.stats import binomtest
 from torch import nn
 
 from robret_lib import attacks
@@ -18,7 +20,7 @@ from robret_lib.models import embed
 from robret_lib.scores import checkpoint as checkpoints
 from robret_lib.scores import robust_recall
 from robret_lib.scores.queries import Queries
-from robret_lib.scores.robust_recall import STANDS, WRONG_BEFORE
+from robret_lib.scores.robust_recall import STANDS, WRONG_BEFORE, RobustRecall
 from robret_lib.scores.suite import SAMPLE, suite_of
 from tests.planted_defenses import BatchCoupled, Detached, GradientKiller, Noisy, PartlyDetached, Quantized
 from tests.small_retrieval import DEVICES, DISTANCES, NAMES, searched_in_itself, small_model, some_split, trained_model
@@ -94,6 +96,15 @@ def test_more_effort_and_a_surrogate_leave_no_more(model):
     assert 0 <= quick.recall_at_1 - helped.recall_at_1 == pytest.approx(list(helped.broken_by.values())[-1])
 
 
+def test_a_surrogate_embeds_the_gallery_once(model, models, monkeypatch):
+    monkeypatch.setattr(checkpoints, "BLOCK", 20)
+    seen = []
+    hook = models["C"].register_forward_pre_hook(lambda _, images: seen.append(len(images[0])))
+    robust_recall(model, searched_in_itself(), 0.02, queries=60, effort="quick", surrogate=models["C"])
+    hook.remove()
+    assert seen.count(300) == 1
+
+
 def test_the_worst_case_costs_what_the_effort_says():
     for effort, passes in {"quick": 8, "standard": 100, "high": 500}.items():
         assert sum(s.passes for s in suite_of(effort, 0.1) if s.sample is None) == pytest.approx(passes, rel=0.2)
@@ -117,6 +128,26 @@ def test_another_seed_draws_other_starts(model):
     results = [robust_recall(model, searched_in_itself(100), 0.02, seed=seed) for seed in (0, 0, 1)]
     assert torch.equal(results[0].images, results[1].images)
     assert not torch.equal(results[0].images, results[2].images)
+
+
+@pytest.mark.parametrize("standing", [0, 1, 30, 99, 100])
+def test_the_score_has_an_error_and_an_interval(standing):
+    outcomes = (STANDS,) * standing + ("a",) * (100 - standing)
+    result = RobustRecall(standing, 100, {"a": 100 - standing}, outcomes, torch.rand(100, 1, 8, 8), 20, ())
+    assert result.standard_error == pytest.approx(result.standing.double().std(unbiased=False).item() * 10)
+    expected = binomtest(standing, 100).proportion_ci(method="wilson")
+    assert result.interval == pytest.approx((100 * expected.low, 100 * expected.high), abs=0.01)
+
+
+def test_a_result_reads_well_and_compares_by_identity():
+    broken_by, images = {"a": 1.5, "b": 30.0, "c": 7.0, "d, 8 steps": 12.0}, torch.rand(200, 1, 8, 8)
+    result = RobustRecall(19.5, 70, broken_by, (STANDS,) * 200, images, 20.25, ("black box: see there",))
+    assert str(result).splitlines() == [
+        "R@1 of 200 queries: 70.0 % before, 19.5 +- 2.8 % left; 20.2 passes a query",
+        "broken by b: 30.0 %; d, 8 steps: 12.0 %; c: 7.0 %",
+        "black box: see there",
+    ]
+    assert result == result and result != replace(result)
 
 
 @pytest.mark.parametrize("norm, eps", [("linf", 0.05), ("l2", 0.5)])
@@ -206,7 +237,7 @@ def test_a_checkpoint_of_something_else_is_refused(model, models, tmp_path):
         ValueError, match="was written with .*'eps': 0.04.*, this evaluation is .*'eps': 0.05.*: move it"
     ):
         robust_recall(model, data, 0.05, effort="quick", checkpoint=checkpoint)
-    with pytest.raises(ValueError, match="was written with other queries or model.*: move it"):
+    with pytest.raises(ValueError, match="was written with other weights of model.*: move it"):
         robust_recall(models["C"], data, 0.04, effort="quick", checkpoint=checkpoint)
     checkpoint.write_bytes(b"nothing of use")
     with pytest.raises(ValueError, match=f"{checkpoint} is no checkpoint, or a damaged one: delete it"):
@@ -221,7 +252,8 @@ def test_a_checkpoint_of_other_data_or_another_surrogate_is_refused(model, model
     split, other = data.query, some_split(40, seed=70)
     with_self = Protocol("with itself", "...", False, False)
     cases = {
-        "gallery": (Split(split.images, split.labels), Split(other.images, split.labels), with_self),
+        "images of queries": (Split(other.images, split.labels), split, with_self),
+        "images of gallery": (Split(split.images, split.labels), Split(other.images, split.labels), with_self),
         "labels of gallery": (split, Split(split.images, other.labels), with_self),
         "labels of queries": (Split(split.images, other.labels), split, with_self),
         "positions": (split, split, with_self),
@@ -230,13 +262,33 @@ def test_a_checkpoint_of_other_data_or_another_surrogate_is_refused(model, model
         changed = RetrievalData("toy", data.train, query, gallery, NAMES, protocol)
         with pytest.raises(ValueError, match=f"was written with other .*{name}.*: move it"):
             robust_recall(model, changed, **arguments)
-    with pytest.raises(ValueError, match="was written with other surrogate 1: move it"):
+    with pytest.raises(ValueError, match="was written with other weights of surrogate 1, .*surrogate 1: move it"):
         robust_recall(model, data, **arguments | {"surrogate": models["E"]})
     (tmp_path / "c.images0").unlink()
     with pytest.raises(
         ValueError, match="c.images0 is no checkpoint, or a damaged one: delete it and .*c to start anew"
     ):
         robust_recall(model, data, **arguments)
+
+
+def test_the_checkpoint_of_a_masked_model_is_none_of_the_repaired_one(model, tmp_path, recwarn):
+    """They have the same weights and the same embeddings; only the gradient tells them apart."""
+    arguments = searched_in_itself(40), 0.04, "linf", None, "quick"
+    masked = robust_recall(GradientKiller(model, "zero"), *arguments, checkpoint=tmp_path / "c")
+    with pytest.raises(ValueError, match="was written with other gradient of model: move it"):
+        robust_recall(model, *arguments, checkpoint=tmp_path / "c")
+    assert robust_recall(model, *arguments).recall_at_1 < masked.recall_at_1
+
+
+def test_a_model_that_draws_random_numbers_goes_on_where_it_was(model, models, tmp_path, recwarn):
+    arguments = searched_in_itself(100), 0.03, "linf", None, "quick"
+    first = robust_recall(Noisy(model), *arguments, checkpoint=tmp_path / "c")
+    again = robust_recall(Noisy(model), *arguments, checkpoint=tmp_path / "c")
+    assert again.outcomes == first.outcomes and torch.equal(again.images, first.images)
+    with pytest.raises(ValueError, match="was written with other weights of model: move it"):
+        robust_recall(Noisy(models["E"]), *arguments, checkpoint=tmp_path / "c")
+    with pytest.raises(ValueError, match="was written with other embeddings of model, gradient of model: move it"):
+        robust_recall(model, *arguments, checkpoint=tmp_path / "c")
 
 
 def test_a_collapsed_model_has_a_score():
@@ -291,6 +343,13 @@ def test_a_planted_defense_is_told_of(defense, suspicious, model):
     assert suspicious <= {message.partition(":")[0] for message in result.warnings}
 
 
+def test_a_gallery_in_another_order_is_told_of(model):
+    data = asked_from_outside()
+    gallery = Split(data.gallery.images.flip(0), data.gallery.labels)
+    with pytest.warns(UserWarning, match="benign recall: .* of 120 first answers are right"):
+        robust_recall(model, replace(data, gallery=gallery), 0.03, effort="quick")
+
+
 def test_a_search_that_fails_where_none_can_is_told_of(model):
     """At 1/2 every image can be turned gray; a few steps along no gradient do not find out."""
     with pytest.warns(UserWarning, match="unlimited radius: "):
@@ -338,7 +397,7 @@ def test_data_may_lie_on_the_gpu(models):
     data = RetrievalData("toy", there, there, there, NAMES, Protocol("itself", "...", True, False))
     result = robust_recall(model, data, 0.1, effort="quick", surrogate=model)
     with pytest.raises(ValueError, match="the surrogate is on cpu, the gallery on cuda:0: move one of them"):
-        robust_recall(model, data, 0.001, effort="quick", surrogate=models["C"])  # something is left to transfer to
+        robust_recall(model, data, 0.5, effort="quick", surrogate=models["C"])
     model.cpu()
     assert result.recall_at_1 < result.benign and not result.images.is_cuda
 

@@ -57,6 +57,20 @@ def test_the_images_are_those_of_an_attack_on_the_surrogate(attack, model, galle
         assert torch.equal(transferred.targets, white_box.targets)
 
 
+def test_a_gallery_that_is_given_is_not_embedded_again(model, gallery, searched, surrogate):
+    its_gallery = Gallery.of(surrogate, searched, gallery.labels)
+    without_images = Gallery(gallery.embeddings, gallery.distance, gallery.labels)
+    arguments = embedding.Margin(), model, searched[OWN]
+    embedded, given = (
+        attacks.run(*arguments, there, Transfer(surrogate, SEARCH, known), OWN, generator=seeded())
+        for there, known in ((gallery, None), (without_images, its_gallery))
+    )
+    assert torch.equal(given.images, embedded.images)
+    half = Gallery.of(surrogate, searched[:250])
+    with pytest.raises(ValueError, match="the surrogate's gallery has 250 items, the attacked 500"):
+        attacks.run(*arguments, gallery, Transfer(surrogate, SEARCH, half), OWN)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 def test_it_hurts_less_than_the_white_box_and_more_than_nothing(device, attack, models, galleries, searched, surrogate):

@@ -154,13 +154,15 @@ class _Spaces:
     def counted(self, network: nn.Module) -> _Counted:
         return _Counted(network, self.passes)
 
-    def benign(self, network: EmbeddingModel) -> Benign:
+    def benign(self, network: EmbeddingModel, gallery: Gallery | None = None) -> Benign:
         if network not in self._benign:
-            if self.gallery.images is None:
+            if gallery is None and self.gallery.images is None:
                 raise ValueError("the gallery has no images to embed with the surrogate: build it by Gallery.of")
-            _check_device(network, self.gallery, "surrogate")
-            attacked = next(iter(self._benign.values()))
-            self.add(network, Gallery.of(network, self.gallery.images, self.gallery.labels), attacked)
+            if gallery is not None and len(gallery) != len(self.gallery):
+                raise ValueError(f"the surrogate's gallery has {len(gallery)} items, the attacked {len(self.gallery)}")
+            check_device(network, self.gallery, "surrogate")
+            gallery = gallery or Gallery.of(network, self.gallery.images, self.gallery.labels)
+            self.add(network, gallery, next(iter(self._benign.values())))
         return self._benign[network]
 
 
@@ -183,9 +185,10 @@ class _Wanted:
     def __call__(self, embeddings: Tensor) -> Tensor:
         return self.plan.loss(embeddings)
 
-    def on(self, network: EmbeddingModel) -> tuple[_Counted, "_Wanted"]:
-        """Another network, counted, and the same loss in its space."""
+    def on(self, network: EmbeddingModel, gallery: Gallery | None = None) -> tuple[_Counted, "_Wanted"]:
+        """Another network, counted, and the same loss in its space; its gallery, if that is known."""
         attack, spaces, _, rows, targets = self._made_of
+        spaces.benign(network, gallery)
         return spaces.counted(network), _Wanted(attack, spaces, network, rows, targets)
 
     def part(self, chosen: Tensor) -> "_Wanted":
@@ -219,7 +222,7 @@ def _check(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least 1")
     check_images(as_float(images[:8]))
-    _check_device(model, gallery, "model")
+    check_device(model, gallery, "model")
     if labels is not None:
         _check_labels(labels, images, gallery)
     if own is not None:
@@ -228,7 +231,8 @@ def _check(
     _check_embeddings(model, images[:8], gallery, expected)
 
 
-def _check_device(network: nn.Module, gallery: Gallery, what: str) -> None:
+def check_device(network: nn.Module, gallery: Gallery, what: str) -> None:
+    """Raise a ValueError unless a network is where a gallery is; ``what`` says what the network is."""
     device = next(network.parameters(), gallery.embeddings).device
     if device != gallery.embeddings.device:
         raise ValueError(f"the {what} is on {device}, the gallery on {gallery.embeddings.device}: move one of them")

@@ -52,7 +52,8 @@ def diagnose(model: EmbeddingModel, data: RetrievalData, eps: float, queries: in
         raise ValueError(f"none of {len(chosen)} first answers is right: expected a model that finds something")
     right = chosen[benign]
     one_for_all = relevance(data.query.labels[right], data.gallery.labels).double().mean(0).max().item()
-    return Report((*report.findings, *_judged(_trial(model, data, gallery, right, seed), eps, one_for_all)))
+    finds = evaluation.benign_recall(benign, evaluation.one_for_all(data))
+    return Report((*report.findings, finds, *_judged(_trial(model, data, gallery, right, seed), eps, one_for_all)))
 
 
 def _trial(model: EmbeddingModel, data: RetrievalData, gallery: Gallery, chosen: Tensor, seed: int) -> Trial:

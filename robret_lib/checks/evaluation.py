@@ -24,6 +24,27 @@ FALLING = 0.5
 """A loss is still falling if as many steps again would, at its last rate, add this share of what it has fallen."""
 
 
+LOOKS = 8
+"""So many losses of a search show whether they have come to rest."""
+
+
+def benign_recall(right: Tensor, chance: float) -> Finding:
+    """Before any attack the model finds more than one answer for all does.
+
+    Args:
+        right: bool ``[n]``, whether the first answer of each query is right without an attack.
+        chance: Share of the queries that one answer for all gets right, see `one_for_all`.
+    """
+    check_outcomes(right)
+    hits, count = int(right.sum()), len(right)
+    seen = f"{hits} of {count} first answers are right, where the best answer for all is in {100 * chance:.3g} %"
+    trouble = (
+        "chance may do as well, and who finds nothing has nothing to lose. The labels are those of other images, the "
+        "gallery is in another order, or the model finds nothing; or so few queries cannot tell."
+    )
+    return found("benign recall", _chance_of(hits, count, min(chance, 1.0)) <= LEVEL, seen, trouble)
+
+
 def more_steps(few: Tensor, more: Tensor) -> Finding:
     """More steps of the same search break no fewer queries.
 
@@ -88,14 +109,14 @@ def loss_at_the_end(losses: Tensor, survived: Tensor | None = None) -> Finding:
     """The losses of queries that were not broken have come to rest when the search ends.
 
     Args:
-        losses: ``[steps, n]``, at each step of one run in its order, as `Overheard` gives them; at least eight steps.
+        losses: ``[steps, n]``, at each step of one run in its order, as `Overheard` gives them; at least `LOOKS`.
         survived: Outcome bool ``[n]`` of the run, since what is broken may fall as it likes; None takes all losses.
 
     Raises:
         ValueError: Of another shape, or too few steps.
     """
-    if losses.ndim != 2 or len(losses) < 8 or not losses.shape[1]:
-        raise ValueError(f"losses of shape {tuple(losses.shape)}: expected [steps, n] with at least 8 steps")
+    if losses.ndim != 2 or len(losses) < LOOKS or not losses.shape[1]:
+        raise ValueError(f"losses of shape {tuple(losses.shape)}: expected [steps, n] with at least {LOOKS} steps")
     everything = torch.ones(losses.shape[1], dtype=torch.bool)
     survived = everything if survived is None else survived.cpu()
     check_outcomes(everything, survived)

@@ -155,7 +155,7 @@ def normalized_once(model: nn.Module, images: Tensor) -> Finding:
 
 def gradient(model: nn.Module, images: Tensor) -> Finding:
     """The gradient of a fixed direction in embedding space reaches every image, and is finite."""
-    slopes = _slopes(model, images)
+    slopes = slopes_of(model, images)
     lengths = torch.zeros(len(images)) if slopes is None else slopes.flatten(1).norm(dim=1)
     zero, broken = lengths == 0, ~torch.isfinite(lengths)
     seen = f"zero for {zero.sum()} and not finite for {broken.sum()} of {len(images)} images"
@@ -170,7 +170,7 @@ def gradient_is_slope(model: nn.Module, images: Tensor) -> Finding:
     It need not: a backward pass written by hand, or a detached branch that carries the embedding, gives a gradient
     of something else.
     """
-    slopes, foretold = _slopes(model, images), torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    slopes, foretold = slopes_of(model, images), torch.zeros(len(images), dtype=torch.bool, device=images.device)
     with torch.no_grad():
         start = _along_a_direction(model, images)
         for step in SMALL_STEPS:
@@ -189,7 +189,7 @@ def gradient_is_slope(model: nn.Module, images: Tensor) -> Finding:
     return found("gradient is the slope", count >= FORETOLD * len(images), seen, trouble)
 
 
-def _slopes(model: nn.Module, images: Tensor) -> Tensor | None:
+def slopes_of(model: nn.Module, images: Tensor) -> Tensor | None:
     """The gradient ``[B, C, H, W]`` of how far embeddings lie along a fixed direction; None if there is none."""
     with torch.enable_grad():
         pixels = images.clone().requires_grad_(True)

@@ -32,12 +32,19 @@ class Overheard:
 
         def loss(embeddings: Tensor) -> Tensor:
             losses = plan.loss(embeddings)
-            looks.append(losses.detach().cpu())
+            looks.append(losses.detach())
             return losses
 
         return plan._replace(loss=loss)
 
     @property
-    def losses(self) -> Tensor:
-        """``[looks, B]`` of all images, look after look, where each was looked at equally often."""
-        return torch.cat([torch.stack(looks) for looks in self.batches], dim=1)
+    def losses(self) -> Tensor | None:
+        """``[looks, B]`` of all images, look after look.
+
+        None where they were not all looked at equally often, or not at all: by searches that see values only, or
+        answers, or a surrogate.
+        """
+        often = {len(looks) for looks in self.batches}
+        if len(often) != 1 or 0 in often:
+            return None
+        return torch.cat([torch.stack(looks) for looks in self.batches], dim=1).cpu()

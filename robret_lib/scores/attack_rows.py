@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from robret_lib.attacks import Attack, Search
+from robret_lib.attacks import Attack, Result, Search
 from robret_lib.attacks.embedding import (
     RETAINED,
     EmbeddingShift,
@@ -19,7 +19,7 @@ from robret_lib.attacks.embedding import (
     TargetedMismatch,
 )
 from robret_lib.attacks.ranking import CandidateAttack, QueryAttack
-from robret_lib.checks import evaluation
+from robret_lib.checks import Finding, Overheard, evaluation
 from robret_lib.data import RetrievalData
 from robret_lib.mining import Mode
 from robret_lib.models import Distance, EmbeddingModel, distance_of
@@ -51,7 +51,7 @@ class Interval(NamedTuple):
     high: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AttackRows:
     """What the nine attacks did.
 
@@ -113,6 +113,12 @@ class AttackRows:
         low, high = scores[1:].quantile(scores.new_tensor([0.025, 0.975])).tolist()
         return Interval(scores[0].item(), low, high)
 
+    def __repr__(self) -> str:
+        digits = {"TMA": 2, "ES:D": 2}
+        values = ", ".join(f"{name} {value:.{digits.get(name, 1)}f}" for name, value in self.rows.items())
+        seen = f"{values}; R@1 {self.benign['R@1']:.1f} % before; {self.passes:.1f} passes a query"
+        return "\n".join([f"of {len(self.before['R@1'])} queries: {seen}", *self.warnings])
+
     def _with_chance(self, before: dict[str, Tensor]) -> dict[str, Tensor]:
         """Means ``[draws]`` before the attack, with all that is needed besides."""
         return before | {name: torch.full_like(before["R@1"], value) for name, value in self.by_chance.items()}
@@ -153,6 +159,7 @@ def evaluate_ers(
     Raises:
         ValueError: A model of distance "E" (see `attack_rows`), an impossible argument, or a checkpoint of another
             evaluation.
+        TypeError: A budget that is no search, or, with a checkpoint, one that cannot be known again: a function.
     """
     _check_bounded(distance_of(model))
     return attack_rows(model, data, budget, mode, queries, seed, checkpoint, progress, n_targets)
@@ -170,8 +177,11 @@ def attack_rows(
     n_targets: int = 1,
 ) -> AttackRows:
     """The rows of `evaluate_ers`, same arguments, for a model of any distance; for "E" they have no ERS."""
+    _check_search(budget, kept=checkpoint is not None)
     asked, suite = Queries(model, data, queries), _suite(mode, n_targets)
-    found = {"measured": {}, "before": {"R@1": 100 * asked.right(asked.embeddings).double()}, "passes": 0.0}
+    right = asked.right(asked.embeddings)
+    found = {"measured": {}, "before": {"R@1": 100 * right.double()}, "passes": 0.0, "findings": []}
+    found["findings"].append(list(evaluation.benign_recall(right, asked.one_for_all)))
     settings = {"search": repr(budget), "mode": mode, "seed": seed, "n_targets": n_targets}
     kept = Checkpoint(Path(checkpoint), settings, asked.fingerprint(*_networks(budget))) if checkpoint else None
     if kept:
@@ -181,15 +191,27 @@ def attack_rows(
         bar.set_description(name)
         if MEASURES[name].keys() <= found["measured"].keys():
             continue
-        result = asked.attacked(attack, budget, torch.Generator().manual_seed(2**10 * seed + number))
+        overheard = Overheard(attack)
+        result = asked.attacked(overheard, budget, torch.Generator().manual_seed(2**10 * seed + number))
         for row, measure in MEASURES[name].items():
             found["measured"][row] = result.measured[measure].double().cpu()
             found["before"][row] = result.benign[measure].double().cpu()
         found["passes"] += result.passes
+        found["findings"] += [list(finding) for finding in _at_rest(name, overheard.losses, result)]
         if kept:
             kept.save(found)
-    warnings, by_chance = doubts.of_model(model, asked.gallery), _by_chance(asked, data)
+    findings = [Finding(*kept) for kept in found.pop("findings")]
+    warnings, by_chance = doubts.of_model(model, asked.gallery) + doubts.said(findings), _by_chance(asked)
     return AttackRows(**found, by_chance=by_chance, distance=distance_of(model), warnings=warnings)
+
+
+def _at_rest(name: str, losses: Tensor | None, result: Result) -> Iterator[Finding]:
+    """Whether an attack on the first answer was stopped while its losses still fell, where its search shows them."""
+    if "recall_at_1" in result.benign and losses is not None and len(losses) >= evaluation.LOOKS:
+        right, left = (measures["recall_at_1"].cpu() > 0 for measures in (result.benign, result.measured))
+        if right.any():
+            finding = evaluation.loss_at_the_end(losses[:, right], left[right])
+            yield finding._replace(message=f"{name}: {finding.message}")
 
 
 def _suite(mode: Mode, n_targets: int) -> dict[str, Attack]:
@@ -206,11 +228,11 @@ def _suite(mode: Mode, n_targets: int) -> dict[str, Attack]:
     }
 
 
-def _by_chance(asked: Queries, data: RetrievalData) -> dict[str, float]:
+def _by_chance(asked: Queries) -> dict[str, float]:
     """What needs no look at the image: its best constant answer, a random ranking, and how far apart two items are."""
     choices = len(asked.gallery) - (asked.own is not None)
     return {
-        CHANCE: 100 * evaluation.one_for_all(data),
+        CHANCE: 100 * asked.one_for_all,
         RETAINED_BY_CHANCE: 100 * min(1, RETAINED / choices),
         PAIR: asked.gallery.mean_distance,
     }
@@ -222,6 +244,16 @@ def _networks(search: Search) -> Iterator[nn.Module]:
         if isinstance(value, nn.Module):
             yield value
         yield from _networks(value)
+
+
+def _check_search(budget: Search, kept: bool) -> None:
+    if not callable(budget) or isinstance(budget, type):
+        raise TypeError(f"budget={budget!r}: expected a search, such as PGD(8 / 255, 3 / 255, steps=32)")
+    if kept and " at 0x" in repr(budget):
+        raise TypeError(
+            f"budget={budget!r} has another name in every process, so that no checkpoint is ever known again: make it "
+            "a dataclass, as attacks.PGD is, or give no checkpoint"
+        )
 
 
 def _check_bounded(distance: Distance) -> None:

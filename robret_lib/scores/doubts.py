@@ -1,7 +1,9 @@
 """What makes a score doubtful, said aloud: the findings of `checks` on a model and on what attacks did to it."""
 
+import sys
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 
@@ -10,6 +12,8 @@ from robret_lib.attacks import Gallery
 from robret_lib.checks import Finding
 from robret_lib.data import as_float
 from robret_lib.models import EmbeddingModel, evaluation_mode
+
+LIBRARY = str(Path(__file__).parents[1])
 
 IMAGES = 32
 """Gallery images, evenly spaced, on which a model is inspected."""
@@ -23,8 +27,16 @@ def of_model(model: EmbeddingModel, gallery: Gallery) -> tuple[str, ...]:
 
 
 def said(findings: Iterable[Finding]) -> tuple[str, ...]:
-    """The messages of the findings that are not in order, each also raised as a warning."""
+    """The messages of the findings that are not in order, each also raised as a warning, of whoever called us."""
     messages = tuple(f"{finding.name}: {finding.message}" for finding in findings if not finding.ok)
     for message in messages:
-        warnings.warn(message, stacklevel=4)
+        warnings.warn(message, stacklevel=_outside())
     return messages
+
+
+def _outside() -> int:
+    """How many frames above the one that calls this the first is that does not belong to this library."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(LIBRARY):
+        frame, level = frame.f_back, level + 1
+    return level

@@ -1,13 +1,22 @@
 """Who asks: the chosen queries of a data set, the gallery that they search, and whether the first answer is right."""
 
+import hashlib
+from itertools import chain
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robret_lib import attacks
 from robret_lib.attacks import Attack, Gallery, Result, Search
-from robret_lib.data import RetrievalData, relevance
+from robret_lib.checks.evaluation import one_for_all
+from robret_lib.checks.model import slopes_of
+from robret_lib.data import RetrievalData, as_float, relevance
 from robret_lib.metrics import hits_at_k
-from robret_lib.models import EmbeddingModel, embed
+from robret_lib.models import EmbeddingModel, embed, frozen
+from robret_lib.scores.checkpoint import alike
+
+TRACED = 8
+"""Of how many queries a checkpoint remembers the embedding and the gradient."""
 
 
 class Queries:
@@ -30,6 +39,7 @@ class Queries:
         self.labels = data.query.labels.cpu()[positions]
         self.images = data.query.images.cpu()[positions]
         self.embeddings = embed(model, self.images)
+        self.one_for_all = one_for_all(data)  # what chance gives
 
     def __len__(self) -> int:
         return len(self.images)
@@ -63,15 +73,50 @@ class Queries:
     def fingerprint(self, *surrogates: EmbeddingModel) -> dict[str, Tensor]:
         """By what a checkpoint knows its evaluation again: what decides the result, in little."""
         fingerprint = {
-            "queries or model": self.embeddings.cpu(),
-            "gallery": self.gallery.distances_from(self.embeddings[:1])[0].cpu(),
+            "images of queries": _in_little(self.images),
+            "images of gallery": _in_little(self.gallery.images),
             "labels of queries": self.labels,
             "labels of gallery": self.gallery.labels.cpu(),
             "positions": torch.zeros(0, dtype=torch.int64) if self.own is None else self.own,
         }
-        for number, surrogate in enumerate(surrogates):
-            fingerprint[f"surrogate {number + 1}"] = embed(surrogate, self.images[:8]).cpu()
+        names = ["model", *(f"surrogate {number + 1}" for number in range(len(surrogates)))]
+        for name, network in zip(names, (self.model, *surrogates), strict=True):
+            fingerprint |= _traces_of(name, network, self.images[:TRACED])
         return fingerprint
+
+
+def _in_little(images: Tensor, chunk: int = 1024) -> Tensor:
+    """How far each image lies along a fixed direction, ``[N]``."""
+    direction = torch.randn(images[0].numel(), generator=torch.Generator().manual_seed(0)).to(images.device)
+    return torch.cat([as_float(part).flatten(1) @ direction for part in images.split(chunk)]).cpu()
+
+
+def _traces_of(name: str, network: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Weights and buffers, and what the code around them makes of a few images, where it makes the same of them twice.
+
+    The gradient too: a model whose gradient is masked has the weights and the embeddings of the one that is repaired.
+    """
+
+    def gradient(network: nn.Module, images: Tensor) -> Tensor:
+        pixels = as_float(images.to(next(network.parameters(), images).device))
+        with torch.inference_mode(False), frozen(network):
+            slopes = slopes_of(network, pixels)
+        return torch.zeros_like(pixels) if slopes is None else slopes.nan_to_num()
+
+    traces = {f"weights of {name}": _digest(network)}
+    for what, look in {"embeddings": embed, "gradient": gradient}.items():
+        first, again = look(network, images), look(network, images)
+        if alike(first, again):
+            traces[f"{what} of {name}"] = first.cpu()
+    return traces
+
+
+def _digest(network: nn.Module) -> Tensor:
+    """SHA-256 of parameters and buffers, uint8 ``[32]``."""
+    digest = hashlib.sha256()
+    for kept in chain(network.parameters(), network.buffers()):
+        digest.update(kept.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return torch.tensor(list(digest.digest()), dtype=torch.uint8)
 
 
 def _positions(queries: int | Tensor | None, available: int) -> Tensor:

@@ -24,7 +24,7 @@ BROKEN: dict[str, float | str] = {
 }
 """Where a row ends when the attacker has all he wants: a value, or the name of the one in ``benign``."""
 
-NOTHING, WORKING = 0.05, 0.15
+NOTHING, WORKING = 0.1, 0.2
 """The share of the way from chance to perfect up to which a model finds nothing, and from which it counts in full."""
 
 
@@ -47,9 +47,9 @@ def relative_robustness(rows: Mapping[str, float], benign: Mapping[str, float]) 
       queries of the data set; an attacked R@1 below it is no worse than one at it. GTT: z = how often a random ranking
       keeps an item in its top 4.
 
-    The score is the mean of the ten, times ``(skill - 0.05) / 0.1``, cut to [0, 1], where skill is the share of the way
+    The score is the mean of the ten, times ``(skill - 0.1) / 0.1``, cut to [0, 1], where skill is the share of the way
     from that chance to 100 that the benign R@1 has gone. A model that finds nothing, collapsed, dead or random, has
-    nothing to lose: half of its rows do not move, and it scores 0. Any model that goes 15 % of the way is not marked
+    nothing to lose: half of its rows do not move, and it scores 0. Any model that goes a fifth of the way is not marked
     down for what it cannot do. How many queries were asked changes the interval (`attack_rows.AttackRows.relative`),
     not what is estimated.
 

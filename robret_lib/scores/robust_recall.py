@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 from typing import get_args
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from robret_lib.attacks import Gallery
+from robret_lib.attacks.run import check_device
 from robret_lib.attacks.search.ball import Norm, check_length, check_norm
 from robret_lib.checks import Finding, evaluation
 from robret_lib.data import RetrievalData, as_float
@@ -22,9 +25,17 @@ from robret_lib.scores.suite import Effort, Stage, suite_of
 STANDS, WRONG_BEFORE = "stands", "wrong before any attack"
 
 
-@dataclass(frozen=True)
+QUANTILE = 1.96
+"""Of the normal distribution, for intervals of 95 %."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class RobustRecall:
     """What `robust_recall` found.
+
+    Two models, or two radii, are compared on the same queries, one by one: the mean of
+    ``a.standing.double() - b.standing.double()``, whose standard error is that of these differences. It is smaller than
+    `standard_error` suggests, since both fail on the same hard queries.
 
     Args:
         recall_at_1: Percent of all queries whose first answer is right under every attack.
@@ -51,6 +62,30 @@ class RobustRecall:
     def standing(self) -> Tensor:
         """Of which queries the first answer stayed right, bool ``[n]``."""
         return torch.tensor([outcome == STANDS for outcome in self.outcomes])
+
+    @property
+    def standard_error(self) -> float:
+        """Of `recall_at_1` over the queries, in percent."""
+        return sqrt(self.recall_at_1 * (100 - self.recall_at_1) / len(self.outcomes))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Between what `recall_at_1` lies for 95 % of draws of other queries, in percent (Wilson 1927)."""
+        count, share = len(self.outcomes), self.recall_at_1 / 100
+        weight = QUANTILE**2 / count
+        middle = (share + weight / 2) / (1 + weight)
+        reach = QUANTILE * sqrt(share * (1 - share) / count + weight / count / 4) / (1 + weight)
+        return 100 * max(0, middle - reach), 100 * min(1, middle + reach)
+
+    def __repr__(self) -> str:
+        most = sorted(self.broken_by.items(), key=lambda item: -item[1])[:3]
+        lines = [
+            f"R@1 of {len(self.outcomes)} queries: {self.benign:.1f} % before, {self.recall_at_1:.1f} +- "
+            f"{self.standard_error:.1f} % left; {self.passes:.1f} passes a query",
+            "broken by " + "; ".join(f"{name}: {percent:.1f} %" for name, percent in most),
+            *self.warnings,
+        ]
+        return "\n".join(lines)
 
 
 def robust_recall(
@@ -86,12 +121,15 @@ def robust_recall(
         progress: Show a progress bar; the time left is what remains if no further query breaks.
 
     Raises:
-        ValueError: An impossible argument, or a checkpoint of another evaluation.
+        ValueError: An impossible argument, a surrogate on another device, or a checkpoint of another evaluation.
     """
     _check(eps, norm, effort)
-    task = _Evaluation(
-        Queries(model, data, queries), suite_of(effort, eps, norm, surrogate), norm == "linf" and eps >= 0.5
-    )
+    asked, its_gallery = Queries(model, data, queries), None
+    if surrogate is not None:
+        check_device(surrogate, asked.gallery, "surrogate")
+        its_gallery = Gallery.of(surrogate, data.gallery.images, data.gallery.labels)
+    suite = suite_of(effort, eps, norm, surrogate, its_gallery)
+    task = _Evaluation(asked, suite, norm == "linf" and eps >= 0.5)
     others = [] if surrogate is None else [surrogate]
     settings = {"eps": eps, "norm": norm, "effort": effort, "seed": seed, "suite": task.names}
     kept = Checkpoint(Path(checkpoint), settings, task.queries.fingerprint(*others)) if checkpoint else None
@@ -110,7 +148,7 @@ def robust_recall(
 class _Evaluation:
     """What was found for each query so far, and what is left to do."""
 
-    KEPT = ("broken", "done", "passes")
+    KEPT = ("right", "broken", "done", "passes")
 
     def __init__(self, queries: Queries, suite: list[Stage], unlimited: bool) -> None:
         self.queries, self.suite = queries, suite
@@ -174,6 +212,7 @@ class _Evaluation:
 
     def _findings(self) -> Iterator[Finding]:
         """What the outcomes say of the evaluation itself."""
+        yield evaluation.benign_recall(self.right, self.queries.one_for_all)
         for number, stage in enumerate(self.suite):
             victims = torch.cat([self._victims(block, number) for block in range(blocks(len(self.queries)))])
             if stage.tells and len(victims):

@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-from robret_lib.attacks import NES, Attack, AutoPGD, Search, Transfer
+from robret_lib.attacks import NES, Attack, AutoPGD, Gallery, Search, Transfer
 from robret_lib.attacks.embedding import (
     EmbeddingShift,
     GreedyTop1Misrank,
@@ -94,7 +94,13 @@ class Stage(NamedTuple):
     tells: bool = False
 
 
-def suite_of(effort: Effort, eps: float, norm: Norm = "linf", surrogate: EmbeddingModel | None = None) -> list[Stage]:
+def suite_of(
+    effort: Effort,
+    eps: float,
+    norm: Norm = "linf",
+    surrogate: EmbeddingModel | None = None,
+    gallery: Gallery | None = None,
+) -> list[Stage]:
     """The suite: cheap and strong attacks first, since what they break costs no more.
 
     The margin with soft and with hard minima, from the image and from random starts, and that of each of the three
@@ -107,6 +113,7 @@ def suite_of(effort: Effort, eps: float, norm: Norm = "linf", surrogate: Embeddi
         eps: Radius, in pixel units.
         norm: Of the perturbation.
         surrogate: Another model of the same images; None leaves out what is transferred from it.
+        gallery: As the surrogate embeds it, see `attacks.Transfer`.
     """
     stages = [_descent(name, start, steps, eps, norm) for name, start, steps in DESCENTS[effort]]
     if LOOKS[effort] and norm == "linf":
@@ -117,7 +124,7 @@ def suite_of(effort: Effort, eps: float, norm: Norm = "linf", surrogate: Embeddi
         )
     if surrogate is not None:
         name, attack, search, passes, *_ = stages[0]
-        transferred = Transfer(surrogate, search)
+        transferred = Transfer(surrogate, search, gallery)
         stages.append(Stage(f"{name}, transferred", attack, transferred, passes, tells=effort != "quick"))
     return stages
 

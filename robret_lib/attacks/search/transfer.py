@@ -1,10 +1,11 @@
 """Attack one network by searching on another: what an attacker can do who may not look into the first."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from robret_lib.attacks.gallery import Gallery
 from robret_lib.attacks.search.passes import Loss, Search, check_search
 from robret_lib.models import EmbeddingModel, distance_of
 
@@ -19,10 +20,12 @@ class Transfer:
     Args:
         surrogate: Embeds the same images, on the same device; its dimension and distance may differ.
         search: Any `Search`, on the surrogate.
+        gallery: The attacked gallery as the surrogate embeds it, for many runs on one; None embeds it in each.
     """
 
     surrogate: EmbeddingModel
     search: Search
+    gallery: Gallery | None = field(default=None, repr=False)
 
     never_averaged = "the surrogate is what is searched: expected Transfer(surrogate, Averaged(search, n))"
 
@@ -38,5 +41,5 @@ class Transfer:
                 "Transfer needs a loss that can be rebuilt for the surrogate, as attacks.run makes them; "
                 "with a loss of your own, call the search on the surrogate itself"
             )
-        surrogate, loss_on_surrogate = loss_fn.on(self.surrogate)
+        surrogate, loss_on_surrogate = loss_fn.on(self.surrogate, self.gallery)
         return self.search(surrogate, images, loss_on_surrogate, generator)
