@@ -54,6 +54,22 @@ class Detached(Planted):
         return normalize(embeddings + 1e-4 * branch[:, : embeddings.shape[1]], dim=1)
 
 
+class HalfDetached(Planted):
+    """A part of the embedding, the network's look at the mirrored image, is cut off from the graph.
+
+    Args:
+        attached: The weight of the part that is not.
+    """
+
+    def __init__(self, network: EmbeddingModel, attached: float = 0.5) -> None:
+        super().__init__(network)
+        self.attached = attached
+
+    def forward(self, images: Tensor) -> Tensor:
+        mirrored = self.network(images.flip(-1)).detach()
+        return normalize(self.attached * self.network(images) + (1 - self.attached) * mirrored, dim=1)
+
+
 class Saturated(Planted):
     """A huge scale before a squashing function: in float32 its slope is zero almost everywhere."""
 
