@@ -70,6 +70,22 @@ class PartlyDetached(Planted):
         return normalize(self.share * self.other(images) + (1 - self.share) * self.network(images).detach(), dim=1)
 
 
+class HalfDetached(Planted):
+    """A part of the embedding, the network's look at the mirrored image, is cut off from the graph.
+
+    Args:
+        attached: The weight of the part that is not.
+    """
+
+    def __init__(self, network: EmbeddingModel, attached: float = 0.5) -> None:
+        super().__init__(network)
+        self.attached = attached
+
+    def forward(self, images: Tensor) -> Tensor:
+        mirrored = self.network(images.flip(-1)).detach()
+        return normalize(self.attached * self.network(images) + (1 - self.attached) * mirrored, dim=1)
+
+
 class Saturated(Planted):
     """A huge scale before a squashing function: in float32 its slope is zero almost everywhere."""
 

@@ -9,17 +9,20 @@ import torch
 from docutils.nodes import make_id
 from torch.nn.functional import one_hot
 
-from robret_lib import attacks, checks, data
+from robret_lib import attacks, checks, data, recipes
 from robret_lib.attacks.embedding import EmbeddingShift
 from robret_lib.checks.findings import found
 from robret_lib.data import Protocol, Split
+from robret_lib.models import build
 from tests.benchmarks.networks import network
 from tests.planted_defenses import (
     BatchCoupled,
     Detached,
     FlatAtBytes,
     GradientKiller,
+    HalfDetached,
     Noisy,
+    Planted,
     Purified,
     Quantized,
     Saturated,
@@ -76,6 +79,9 @@ CAUGHT_BY_INSPECTION = {
     "a huge scale": (Saturated, "gradient to the pixels"),
     "batch norm in training mode": (BatchCoupled, "independent of the batch"),
     "a detached branch": (Detached, "gradient is the slope"),
+    "half detached": (HalfDetached, "gradient is the slope"),
+    "0.3 detached": (lambda network: HalfDetached(network, 0.7), "gradient is the slope"),
+    "0.7 detached": (lambda network: HalfDetached(network, 0.3), "gradient is the slope"),
     "a gradient of zeros": (lambda network: GradientKiller(network, "zero"), "gradient to the pixels"),
     "a random gradient": (lambda network: GradientKiller(network, "random"), "gradient is the slope"),
 }
@@ -165,6 +171,44 @@ def test_trained_networks_raise_no_alarm(name, eps):
     (model, _), fashion = trained(name)
     report = checks.diagnose(model, fashion, eps)
     assert report.ok, report
+
+
+@pytest.mark.parametrize("name", ["none N", "ACT N"])
+def test_what_is_detached_of_a_trained_network_is_found_and_nothing_where_nothing_is(name):
+    """Fashion-MNIST is flat over wide regions, where max pooling has ties and a step goes around every corner."""
+    (model, _), fashion = trained(name)
+    images = data.as_float(fashion.query.images[:32])
+    assert checks.inspect(model, images).ok
+    for attached in (0.3, 0.5, 0.7):
+        assert warned(checks.inspect(HalfDetached(model, attached), images)) == {"gradient is the slope"}
+
+
+def test_an_untrained_network_detaches_nothing():
+    torch.manual_seed(0)
+    fashion = trained("none N")[1]
+    report = checks.inspect(build("c2f2", 512).eval(), data.as_float(fashion.query.images[:32]))
+    assert "gradient is the slope" not in warned(report)
+
+
+@pytest.mark.slow
+def test_photographs_detach_nothing():
+    photographs = data.load("grocery", size=128)
+    model = recipes.trained(recipes.photographs(), photographs, torch.device("cpu")).model
+    report = checks.inspect(model, data.as_float(photographs.query.images[:8]))
+    assert report.ok, report
+
+
+class InFloat32(Planted):
+    """A model that computes in float32, whatever it is given and made of."""
+
+    def forward(self, images):
+        return self.network.float()(images.float())
+
+
+def test_a_model_that_does_not_run_in_float64_is_judged_by_its_own_gradient(model, toy):
+    images = data.as_float(toy.query.images[:32])
+    assert checks.inspect(InFloat32(model), images).ok
+    assert warned(checks.inspect(Detached(InFloat32(model)), images)) == {"gradient is the slope"}
 
 
 @pytest.mark.slow

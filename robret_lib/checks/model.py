@@ -1,5 +1,7 @@
 """Checks, before any attack, that model and images are what an attack assumes: call `inspect` first."""
 
+import copy
+
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
@@ -24,6 +26,16 @@ SMALL_STEPS = (1e-4, 1e-3, 4e-3)
 
 FORETOLD = 0.75
 """Share of the images for which it should, up to a factor of two, over one of these steps."""
+
+FEW = 8
+"""Images that are looked at in float64, which is slow."""
+
+TINY_STEPS = (1e-6, 1e-4, 1e-3)
+"""Changes of the pixels in float64, the later ones for a model that computes a part of itself in float32."""
+
+UNTOLD = 0.04
+"""Share of the change over a tiny step that a gradient may fail to foretell. Of sound networks, three images in four
+stay below 0.006; with 0.3 of the embedding detached, three in four lie above 0.07."""
 
 
 def inspect(model: nn.Module, images: Tensor) -> Report:
@@ -55,13 +67,17 @@ def _checks_of_embeddings(model: nn.Module, images: Tensor) -> list[Finding]:
         embeddings = embeddings_of(model, images)
     findings = [finite(embeddings)]
     if findings[0].ok:
-        assumed = [different(embeddings), repeatable(model, images, embeddings), gradient(model, images)]
+        assumed = [
+            different(embeddings),
+            repeatable(model, images, embeddings),
+            independent_of_batch(model, images, embeddings),
+            gradient(model, images),
+        ]
         findings += [
             unit_length(embeddings, getattr(unwrapped(model), "distance", None)),
-            *assumed[:2],
-            independent_of_batch(model, images, embeddings),
+            *assumed[:3],
             normalized_once(model, images),
-            assumed[2],
+            assumed[3],
         ]
         if all(finding.ok for finding in assumed):  # else a small step shows nothing
             findings.append(gradient_is_slope(model, images))
@@ -165,11 +181,23 @@ def gradient(model: nn.Module, images: Tensor) -> Finding:
 
 
 def gradient_is_slope(model: nn.Module, images: Tensor) -> Finding:
-    """A small step along the gradient changes the embedding as the gradient foretells.
+    """A small step along the gradient, and a tiny one in any direction, change the embedding as the gradient foretells.
 
-    It need not: a backward pass written by hand, or a detached branch that carries the embedding, gives a gradient
-    of something else.
+    It need not: a backward pass written by hand, or a detached branch that carries the embedding or a part of it, gives
+    a gradient of something else.
     """
+    trials = _foretold_along_it(model, images), _foretold_all_around(model, images[:FEW])
+    count, total = min(((int(told.sum()), len(told)) for told in trials), key=lambda trial: trial[0] / trial[1])
+    trouble = (
+        "attacks follow something that is not the slope of the embedding. Look for detach, or a backward written by "
+        "hand, and attack without gradients."
+    )
+    seen = f"foretells a small step for {count} of {total} images"
+    return found("gradient is the slope", count >= FORETOLD * total, seen, trouble)
+
+
+def _foretold_along_it(model: nn.Module, images: Tensor) -> Tensor:
+    """Up to a factor of two, along the sign of the gradient: bool ``[B]``."""
     slopes, foretold = slopes_of(model, images), torch.zeros(len(images), dtype=torch.bool, device=images.device)
     with torch.no_grad():
         start = _along_a_direction(model, images)
@@ -180,13 +208,33 @@ def gradient_is_slope(model: nn.Module, images: Tensor) -> Finding:
             expected = (slopes * (moved - images)).flatten(1).sum(1)
             happened = _along_a_direction(model, moved) - start
             foretold |= (happened > expected / 2) & (happened < expected * 2)
-    count = int(foretold.sum())
-    trouble = (
-        "attacks follow something that is not the slope of the embedding. Look for detach, or a backward written by "
-        "hand, and attack without gradients."
-    )
-    seen = f"foretells a small step for {count} of {len(images)} images"
-    return found("gradient is the slope", count >= FORETOLD * len(images), seen, trouble)
+    return foretold
+
+
+def _foretold_all_around(model: nn.Module, images: Tensor) -> Tensor:
+    """All but exactly, in random directions, in which no part of the gradient outweighs another: bool ``[B]``.
+
+    Where the model does not run in float64 this cannot be seen, and all are true.
+    """
+    generator, foretold = torch.Generator().manual_seed(0), torch.zeros(len(images), dtype=torch.bool)
+    signs = 2.0 * torch.randint(2, (4, *images.shape), generator=generator) - 1
+    off_the_ties = 0.01 * torch.rand(images.shape, generator=generator)  # of max pooling, where an image is flat
+    try:
+        exact = copy.deepcopy(model).double()
+        place = images.double().clamp(0.01, 0.98) + off_the_ties.to(images)
+        slopes = slopes_of(exact, place)
+        with torch.no_grad():
+            start = _along_a_direction(exact, place)
+            expected = torch.stack([(slopes * sign.to(slopes)).flatten(1).sum(1) for sign in signs])
+            for step in TINY_STEPS:
+                moved = [_along_a_direction(exact, place + step * sign.to(place)) for sign in signs]
+                happened = (torch.stack(moved) - start) / step
+                foretold |= ((happened - expected).norm(dim=0) <= UNTOLD * happened.norm(dim=0)).cpu()
+                if foretold.all():
+                    break
+    except (RuntimeError, TypeError):
+        return torch.ones_like(foretold)
+    return foretold if start.dtype == torch.float64 else torch.ones_like(foretold)
 
 
 def slopes_of(model: nn.Module, images: Tensor) -> Tensor | None:
