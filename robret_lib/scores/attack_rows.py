@@ -200,7 +200,7 @@ def attack_rows(
         found["findings"] += [list(finding) for finding in _at_rest(name, overheard.losses, result)]
         if kept:
             kept.save(found)
-    findings = [Finding(*kept) for kept in found.pop("findings")]
+    findings = [Finding(*finding) for finding in found.pop("findings")]
     warnings, by_chance = doubts.of_model(model, asked.gallery) + doubts.said(findings), _by_chance(asked)
     return AttackRows(**found, by_chance=by_chance, distance=distance_of(model), warnings=warnings)
 
