@@ -35,6 +35,7 @@ from robret_lib.runs.parameters import (
     refuse_unknown,
     refused,
 )
+from robret_lib.runs.provenance import hardware
 from robret_lib.runs.records import Measured, ResultError, measured
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "expected",
     "folder",
     "fraction",
+    "hardware",
     "integer",
     "measured",
     "optional",
@@ -184,7 +186,7 @@ class Run:
             "seed": self.seed,
             "commit": self._commit,
             "packages": provenance.versions(),
-            "device": provenance.hardware(self.device),
+            "device": hardware(self.device),
             "started": self._started.isoformat(timespec="seconds"),
             "wall_seconds": seconds,
             "peak_memory_bytes": provenance.peak_memory(),
