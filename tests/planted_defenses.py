@@ -55,9 +55,10 @@ class Detached(Planted):
 
 
 class PartlyDetached(Planted):
-    """Most of the embedding is cut off; the gradient is that of another network, which sees the images otherwise.
+    """Some of the embedding is cut off; the gradient is that of another network, which sees the images otherwise.
 
     Args:
+        network: What is cut off.
         other: What the gradient comes through.
         share: How much of the embedding it gives.
     """
@@ -70,7 +71,14 @@ class PartlyDetached(Planted):
         return normalize(self.share * self.other(images) + (1 - self.share) * self.network(images).detach(), dim=1)
 
 
-class HalfDetached(Planted):
+class Mirrored(Planted):
+    """Another look at the same image, with the same weights."""
+
+    def defended(self, images: Tensor) -> Tensor:
+        return images.flip(-1)
+
+
+class HalfDetached(PartlyDetached):
     """A part of the embedding, the network's look at the mirrored image, is cut off from the graph.
 
     Args:
@@ -78,12 +86,7 @@ class HalfDetached(Planted):
     """
 
     def __init__(self, network: EmbeddingModel, attached: float = 0.5) -> None:
-        super().__init__(network)
-        self.attached = attached
-
-    def forward(self, images: Tensor) -> Tensor:
-        mirrored = self.network(images.flip(-1)).detach()
-        return normalize(self.attached * self.network(images) + (1 - self.attached) * mirrored, dim=1)
+        super().__init__(Mirrored(network), network, attached)
 
 
 class Saturated(Planted):
