@@ -47,6 +47,7 @@ class TripletObjective(nn.Module):
                 f'the distance-weighted sampler knows the unit sphere only: expected "N", not {distance!r}'
             )
         self.sampler, self.distance, self.mode = sampler, distance, mode
+        self.sampling_margin = MARGIN[distance]
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Scalar loss of an SPC-2 batch: images ``[2P, C, H, W]`` in [0, 1], labels int ``[2P]``."""
@@ -60,7 +61,7 @@ class TripletObjective(nn.Module):
         distances = pairwise_distance(embeddings, embeddings, self.distance)
         # the published code has 512 whatever the embedding's size
         dim = {"dim": embeddings.shape[1]} if self.sampler is mining.distance and self.mode == "fixed" else {}
-        return self.sampler(distances, labels, MARGIN[self.distance], generator, self.mode, **dim)
+        return self.sampler(distances, labels, self.sampling_margin, generator, self.mode, **dim)
 
     def loss(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         """Mean triplet loss, a scalar, of embeddings ``[P, D]``."""

@@ -12,9 +12,11 @@ import inspect
 import json
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import ClassVar, Literal, get_args
@@ -24,15 +26,31 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
-from robret_lib import distances, metrics, mining, models, objectives, training, whitening
+from robret_lib import defenses, distances, metrics, mining, models, objectives, training, whitening
 from robret_lib.attacks import PGD
 from robret_lib.attacks.search import ball, passes, pgd
 from robret_lib.data import RetrievalData, Split, data_root, retrieval_data
-from robret_lib.defenses import AntiCollapseTriplets, act
+from robret_lib.defenses import (
+    act,
+    ca_tride,
+    collapse,
+    est,
+    fare,
+    hm,
+    inner,
+    memory,
+    min_max,
+    panum,
+    radius,
+    ramd,
+    rest,
+    ses,
+)
 from robret_lib.files import one_at_a_time, written_whole
+from robret_lib.scores import robust_recall
 
 SamplerName = Literal["random", "semihard", "softhard", "distance", "hard"]
-DefenseName = Literal["act"]
+DefenseName = Literal["est", "ses", "rest", "act", "min_max", "ramd", "panum", "hm", "ca_tride", "fare"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +62,14 @@ class Recipe:
         sampler: Name of a sampler of `mining`.
         steps, pairs, lr, weight_decay, seed: As in `training.Schedule`; the seed draws the initial weights too.
         generation: Of the code, for a model that takes hours to train; None takes the code itself.
-        defense: What is minimized in place of the triplet loss: "act" is `defenses.AntiCollapseTriplets`; None is none.
+        defense: What is minimized in place of the triplet loss, a module of `defenses`; None is the triplet loss.
         eps, inner_step, inner_steps: Of the attack inside of the defense, see `attacks.PGD`; in pixel units.
+        drawn_radius: Whether the attack gets a radius of its own for each image, see `defenses.DrawnRadius`.
+        hardness: Of "hm": the constant that the attack makes for, see `defenses.Constant`; None is `defenses.Gradual`.
+        invariance: Of "hm", see `defenses.HardnessManipulation`.
+        sharpness: Of "ca_tride", see `defenses.CollapseAwareTriplets`.
+        origin: The training goes on from the model of this recipe, which is trained first; None begins anew.
+        watched_eps: At which radius robust recall joins the history; 0 leaves it out.
     """
 
     backbone: str
@@ -62,6 +86,12 @@ class Recipe:
     eps: float = 0.0
     inner_step: float = 0.0
     inner_steps: int = 0
+    drawn_radius: bool = False
+    hardness: float | None = None
+    invariance: float = 0.0
+    sharpness: float = 10.0
+    origin: "Recipe | None" = None
+    watched_eps: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -90,6 +120,12 @@ ADDED_LATER: dict[str, object] = {
     "eps": 0.0,
     "inner_step": 0.0,
     "inner_steps": 0,
+    "drawn_radius": False,
+    "hardness": None,
+    "invariance": 0.0,
+    "sharpness": 10.0,
+    "origin": None,
+    "watched_eps": 0.0,
 }
 """Fields of `Recipe` that came after models had been kept, with the value that says what was true before.
 
@@ -111,6 +147,24 @@ INNER_ATTACK = {
 }
 """Of the defenses of Fashion-MNIST. In eight steps of 12/255 an image can cross the ball as it can in 32 of 3/255."""
 
+OF_A_DEFENSE: dict[DefenseName, dict[str, dict[str, object]]] = {
+    "panum": {scale: {"sampler": "distance"} for scale in FASHION_MNIST},
+    "hm": {scale: {"sampler": "softhard"} for scale in FASHION_MNIST},
+    # published with 16 steps of an eighth of the radius, so that an image can cross the ball once the steps are long
+    "ca_tride": {
+        "quick": {"inner_step": 20 / 255},
+        "full": {"inner_step": 77 / 8 / 255, "inner_steps": 16},
+    },
+    "fare": {scale: {"origin": recipe} for scale, recipe in FASHION_MNIST.items()},
+}
+"""What some of them need besides, by scale."""
+
+WATCHED_EPS = 16 / 255
+"""Where robust recall is watched while a defense of Fashion-MNIST trains: most published defenses differ there."""
+
+WATCHED_QUERIES = 200
+"""Of how many queries."""
+
 PHOTOGRAPHS = Whitened("efficientnet_lite0", embedding_dim=128)
 
 
@@ -120,7 +174,9 @@ class Trained:
 
     Args:
         model: On the device asked for, in evaluation mode.
-        history: See `training.train`; validation is Recall@1 in percent, key "recall_at_1". Empty for `Whitened`.
+        history: See `training.train`; validation is Recall@1 in percent, key "recall_at_1", with a defense also
+            `defenses.collapse.signs` of the gallery, and "robust_recall_at_1", what effort "quick" leaves of 200
+            queries at the radius that is watched. Empty for `Whitened`.
         seconds: Wall time of the training (of its last part if it was resumed), also when it comes from the cache.
         device: What it was trained on.
     """
@@ -134,10 +190,13 @@ class Trained:
 def fashion_mnist(scale: str, **changes: object) -> Recipe:
     """The chapters' recipe for Fashion-MNIST at "quick" or "full" scale, with the named fields changed.
 
-    With a ``defense`` it has the inner attack of its scale, too.
+    With a ``defense`` it has the inner attack of its scale, and whatever else the defense needs.
     """
-    inner_attack = INNER_ATTACK[scale] if changes.get("defense") else {}
-    return replace(FASHION_MNIST[scale], **(inner_attack | changes))
+    defense = changes.get("defense")
+    if defense:
+        its_own = OF_A_DEFENSE.get(defense, {}).get(scale, {})
+        changes = INNER_ATTACK[scale] | {"watched_eps": WATCHED_EPS} | its_own | changes
+    return replace(FASHION_MNIST[scale], **changes)
 
 
 def photographs(**changes: object) -> Whitened:
@@ -156,6 +215,9 @@ def trained(recipe: Recipe | Whitened, data: RetrievalData, device: torch.device
         device: To train on, and where the model ends up.
         progress: Show a progress bar while training.
 
+    Warns:
+        RuntimeWarning: The model collapsed, and when.
+
     Raises:
         ValueError: The file in the cache is damaged.
         OSError: The model is not there, and the folder cannot be written.
@@ -170,7 +232,16 @@ def trained(recipe: Recipe | Whitened, data: RetrievalData, device: torch.device
         except OSError as error:
             error.add_note(f"There is no {file} yet; to train it, {data_root()} must be writable (see ROBRET_DATA).")
             raise
-    return _read(file, model.eval())
+    result = _read(file, model.eval())
+    step = collapse.collapsed_at(result.history)
+    if step is not None:
+        warnings.warn(
+            f"this training collapsed: from step {step} on, all images have nearly the same embedding "
+            f"(spread {result.history[-1]['spread']:.4f}, R@1 {result.history[-1]['recall_at_1']:.1f} %)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return result
 
 
 def _initial_model(recipe: Recipe | Whitened) -> models.EmbeddingModel:
@@ -181,16 +252,47 @@ def _initial_model(recipe: Recipe | Whitened) -> models.EmbeddingModel:
         return models.build(recipe.backbone, recipe.embedding_dim, pretrained=from_imagenet, distance=recipe.distance)
 
 
-def _plan(recipe: Recipe) -> tuple[nn.Module, training.Schedule]:
-    """What a recipe minimizes, and for how long."""
+def _plan(recipe: Recipe, original: nn.Module | None = None) -> tuple[nn.Module, training.Schedule]:
+    """What a recipe minimizes, and for how long; ``original`` is the model of its origin."""
     schedule = training.Schedule(recipe.steps, recipe.pairs, recipe.lr, recipe.weight_decay, recipe.seed)
-    sampler = getattr(mining, recipe.sampler)
     if recipe.defense is None:
-        return objectives.TripletObjective(sampler, recipe.distance), schedule
-    if recipe.defense != "act":
-        raise ValueError(f"defense={recipe.defense!r}: expected one of {get_args(DefenseName)}, or None")
-    inner_attack = PGD(recipe.eps, recipe.inner_step, recipe.inner_steps)
-    return AntiCollapseTriplets(inner_attack, sampler, recipe.distance), schedule
+        return objectives.TripletObjective(getattr(mining, recipe.sampler), recipe.distance), schedule
+    return _defense(recipe, original), schedule
+
+
+def _defense(recipe: Recipe, original: nn.Module | None) -> nn.Module:
+    of_triplets = {"sampler": getattr(mining, recipe.sampler), "distance": recipe.distance}
+    starts_at_random = recipe.defense in ("panum", "fare")
+    search = PGD(recipe.eps, recipe.inner_step, recipe.inner_steps, random_start=starts_at_random)
+    if recipe.drawn_radius:
+        search = defenses.DrawnRadius(search)
+    match recipe.defense:
+        case "est":
+            return defenses.EmbeddingShiftedTriplets(search, **of_triplets)
+        case "ses":
+            return defenses.ShiftSuppressedTriplets(search, **of_triplets)
+        case "rest":
+            return defenses.ShiftedCandidateTriplets(search, **of_triplets)
+        case "act":
+            return defenses.AntiCollapseTriplets(search, **of_triplets)
+        case "min_max":
+            return defenses.MinMaxTriplets(search, **of_triplets)
+        case "ramd":
+            return defenses.CandidateMinMaxTriplets(search, **of_triplets)
+        case "panum":
+            return defenses.PanumTriplets(search, **of_triplets)
+        case "hm":
+            wanted = defenses.Gradual() if recipe.hardness is None else defenses.Constant(recipe.hardness)
+            return defenses.HardnessManipulation(
+                search, destination=wanted, invariance=recipe.invariance, **of_triplets
+            )
+        case "ca_tride":
+            return defenses.CollapseAwareTriplets(
+                search, recipe.steps, sharpness=recipe.sharpness, distance=recipe.distance
+            )
+        case "fare":
+            return defenses.FixedTargets(search, original)
+    raise ValueError(f"defense={recipe.defense!r}: expected one of {get_args(DefenseName)}, or None")
 
 
 def _train_into(
@@ -209,16 +311,32 @@ def _train_into(
 
 
 def _minimize(
-    model: nn.Module, recipe: Recipe, data: RetrievalData, checkpoint: Path, progress: bool
+    model: models.EmbeddingModel, recipe: Recipe, data: RetrievalData, checkpoint: Path, progress: bool
 ) -> list[dict[str, float]]:
-    def validate(candidate: nn.Module) -> dict[str, float]:
-        return {"recall_at_1": _recall_at_1(candidate, data)}
-
-    objective, schedule = _plan(recipe)
-    every = max(1, recipe.steps // 8)
+    original = None
+    if recipe.origin:
+        original = trained(recipe.origin, data, next(model.parameters()).device, progress).model
+        model.load_state_dict(original.state_dict())
+    objective, schedule = _plan(recipe, original)
+    validate, every = partial(_validated, recipe=recipe, data=data), max(1, recipe.steps // 8)
     return training.train(
         model, data.train, objective, schedule, checkpoint, validate=validate, validate_every=every, progress=progress
     )
+
+
+def _validated(model: models.EmbeddingModel, recipe: Recipe, data: RetrievalData) -> dict[str, float]:
+    gallery = models.embed(model, data.gallery.images)
+    own = data.protocol.self_excluded
+    queries = gallery if own else models.embed(model, data.query.images)
+    labels = data.query.labels, data.gallery.labels
+    found = {"recall_at_1": metrics.recall_at_k(queries, gallery, *labels, k=(1,), self_excluded=own)[1]}
+    if recipe.defense:
+        found |= collapse.signs(gallery, data.gallery.labels, recipe.distance)
+    if recipe.watched_eps:
+        queries = min(WATCHED_QUERIES, len(data.query))
+        result = robust_recall(model, data, recipe.watched_eps, queries=queries, effort="quick")
+        found["robust_recall_at_1"] = result.recall_at_1
+    return found
 
 
 def _whiten(model: models.EmbeddingModel, recipe: Whitened, images: Split) -> None:
@@ -240,13 +358,6 @@ def _write(file: Path, model: nn.Module, metadata: dict[str, str]) -> None:
         stream.write(save(weights, metadata))
 
 
-def _recall_at_1(model: nn.Module, data: RetrievalData) -> float:
-    gallery = models.embed(model, data.gallery.images)
-    own = data.protocol.self_excluded
-    queries = gallery if own else models.embed(model, data.query.images)
-    return metrics.recall_at_k(queries, gallery, data.query.labels, data.gallery.labels, k=(1,), self_excluded=own)[1]
-
-
 def _read(file: Path, model: models.EmbeddingModel) -> Trained:
     file.open("rb").close()  # what may not be read is not damaged
     try:
@@ -261,15 +372,21 @@ def _read(file: Path, model: models.EmbeddingModel) -> Trained:
 
 def _key(recipe: Recipe | Whitened, data: RetrievalData) -> str:
     """Name of the cache file: changes with the recipe, the data and the code."""
-    told = {name: value for name, value in asdict(recipe).items() if ADDED_LATER.get(name, ...) != value}
-    digest = hashlib.sha256(json.dumps([told, data.protocol.self_excluded], sort_keys=True).encode())
+    told = json.dumps([_told(asdict(recipe)), data.protocol.self_excluded], sort_keys=True)
+    digest = hashlib.sha256(told.encode())
     if recipe.generation is None:
-        code = CODE if recipe.defense is None else CODE + DEFENSE_CODE
+        code = CODE if recipe.defense is None else CODE + DEFENSE_CODE[recipe.defense]
         digest.update(f"{torch.__version__} {code}".encode())
     for split in (data.train, data.query, data.gallery):  # the latter two decide the history that is kept
         for part in (split.images, split.labels):
             digest.update(part.cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def _told(recipe: dict[str, object]) -> dict[str, object]:
+    """The fields of a recipe that its name tells."""
+    told = {name: value for name, value in recipe.items() if ADDED_LATER.get(name, ...) != value}
+    return told | {name: _told(value) for name, value in told.items() if isinstance(value, dict)}
 
 
 def _code(source: str) -> str:
@@ -298,5 +415,17 @@ def _digest(*parts: ModuleType) -> str:
 CODE = _digest(distances, mining, models, objectives, retrieval_data, training, whitening, sys.modules[__name__])
 """The code that makes a model, as it was imported: an edit while a model is trained must not name it."""
 
-DEFENSE_CODE = _digest(act, ball, passes, pgd)
+PARTS: dict[DefenseName, tuple[ModuleType, ...]] = {
+    "est": (est,),
+    "ses": (ses,),
+    "rest": (rest,),
+    "act": (act,),
+    "min_max": (min_max,),
+    "ramd": (ramd,),
+    "panum": (panum,),
+    "hm": (hm, memory),
+    "ca_tride": (ca_tride, collapse, memory),
+    "fare": (fare,),
+}
+DEFENSE_CODE = {name: _digest(ball, passes, pgd, inner, radius, *parts) for name, parts in PARTS.items()}
 """What makes a model with a defense, besides."""

@@ -130,7 +130,7 @@ def test_a_search_by_values_is_refused():
     """It takes the loss of an image for its own, and that of a positive depends on its negative."""
     nes = NES(0.1)
     for search in (nes, Averaged(nes, 2), Transfer(small_model(), nes), Transfer(small_model(), Averaged(nes, 2))):
-        with pytest.raises(TypeError, match="ACT with a NES: expected a search by gradients, PGD or AutoPGD"):
+        with pytest.raises(TypeError, match="AntiCollapseTriplets with a NES: expected a search by gradients"):
             AntiCollapseTriplets(search)
 
 

@@ -167,6 +167,12 @@ def test_every_part_of_a_recipe_is_part_of_its_name(field):
         "eps": 0.1,
         "inner_step": 0.1,
         "inner_steps": 1,
+        "drawn_radius": True,
+        "hardness": 0.0,
+        "invariance": 0.5,
+        "sharpness": 2.0,
+        "origin": RECIPE,
+        "watched_eps": 0.1,
     }
     data = some_data()
     assert recipes._key(replace(RECIPE, **{field: changes[field]}), data) != recipes._key(RECIPE, data)

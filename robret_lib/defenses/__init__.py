@@ -1,5 +1,30 @@
 """Defenses: what to minimize so that a network resists. Each is an objective of the one loop, `training.train`."""
 
 from robret_lib.defenses.act import AntiCollapseTriplets
+from robret_lib.defenses.ca_tride import CollapseAwareTriplets
+from robret_lib.defenses.est import EmbeddingShiftedTriplets
+from robret_lib.defenses.fare import FixedTargets
+from robret_lib.defenses.hm import Benign, Constant, Gradual, HardnessManipulation
+from robret_lib.defenses.min_max import MinMaxTriplets
+from robret_lib.defenses.panum import PanumTriplets
+from robret_lib.defenses.radius import DrawnRadius
+from robret_lib.defenses.ramd import CandidateMinMaxTriplets
+from robret_lib.defenses.rest import ShiftedCandidateTriplets
+from robret_lib.defenses.ses import ShiftSuppressedTriplets
 
-__all__ = ["AntiCollapseTriplets"]
+__all__ = [
+    "AntiCollapseTriplets",
+    "Benign",
+    "CandidateMinMaxTriplets",
+    "CollapseAwareTriplets",
+    "Constant",
+    "DrawnRadius",
+    "EmbeddingShiftedTriplets",
+    "FixedTargets",
+    "Gradual",
+    "HardnessManipulation",
+    "MinMaxTriplets",
+    "PanumTriplets",
+    "ShiftSuppressedTriplets",
+    "ShiftedCandidateTriplets",
+]

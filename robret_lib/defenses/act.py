@@ -3,16 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from robret_lib import mining
-from robret_lib.attacks import Search
-from robret_lib.attacks.search.values import ValueSearch
-from robret_lib.distances import row_distance
-from robret_lib.mining import Mode, Sampler
-from robret_lib.models import Distance, embed
-from robret_lib.objectives import OFFSET, TripletObjective
+from robret_lib.defenses.inner import AttackedTriplets
 
 
-class AntiCollapseTriplets(TripletObjective):
+class AntiCollapseTriplets(AttackedTriplets):
     """ACT: the triplet loss of (a, p~, n~), where p~ and n~ were moved until ``d(p~, n~)`` is small.
 
     The triplets are drawn from the clean images. The inner attack minimizes the distance of each positive to its
@@ -20,32 +14,16 @@ class AntiCollapseTriplets(TripletObjective):
     but the distance is asked for, and nothing ends the attack early. (Zhou et al., "Adversarial Attack and Defense in
     Deep Ranking", TPAMI 2024; RobRank, `pnp_training_step` and `PositiveNegativePerplexing.pncollapse`.)
 
-    Args:
-        search: The inner attack, by gradients, since the loss of a positive depends on its negative as well; published
-            as `PGD` with 32 steps, radius 77/255 and step 3/255 on Fashion-MNIST.
-        sampler, distance, mode: As in `TripletObjective`.
-
-    Raises:
-        TypeError: A search by values, such as `NES`, which moves one image at a time.
+    Published with `PGD` of 32 steps, radius 77/255 and step 3/255 on Fashion-MNIST, and in a variant with one step
+    (`PGD.fgsm`). Arguments: see `AttackedTriplets`.
     """
-
-    def __init__(
-        self, search: Search, sampler: Sampler = mining.random, distance: Distance = "N", mode: Mode = "fixed"
-    ) -> None:
-        super().__init__(sampler, distance, mode)
-        inner = search
-        while hasattr(inner, "search"):  # of `Averaged`, or `Transfer`
-            inner = inner.search
-        if isinstance(inner, ValueSearch):
-            raise TypeError(f"ACT with a {type(inner).__name__}: expected a search by gradients, PGD or AutoPGD")
-        self.search = search
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Scalar loss of an SPC-2 batch: images ``[2P, C, H, W]`` in [0, 1], labels int ``[2P]``."""
-        anchor, positive, negative = self.triplets(embed(model, images), labels, generator)
-        moved = self.search(model, images[torch.cat([positive, negative])], self._apart, generator)
+        _, (anchor, positive, negative) = self.clean_triplets(model, images, labels, generator)
+        moved = self.search(model, images[torch.cat([positive, negative])], self._collapse, generator)
         return self.loss(*model(torch.cat([images[anchor], moved])).chunk(3))
 
-    def _apart(self, embeddings: Tensor) -> Tensor:
+    def _collapse(self, embeddings: Tensor) -> Tensor:
         """For each of P positives, and once more for the P negatives that follow them, the distance of the two."""
-        return row_distance(*embeddings.chunk(2), self.distance, OFFSET).repeat(2)
+        return self.apart(*embeddings.chunk(2)).repeat(2)

@@ -65,7 +65,11 @@ class AutoPGD:
         images = images.detach()
         if self.eps == 0:
             return images.clone()
-        ball, nan, best = Ball(images, self.eps, self.norm), NanWatch(images.device), Best(images)
+        return self.within(Ball(images, self.eps, self.norm), model, loss_fn, generator)
+
+    def within(self, ball: Ball, model: nn.Module, loss_fn: Loss, generator: torch.Generator | None = None) -> Tensor:
+        """The same search in a ball of another radius."""
+        images, nan, best = ball.images, NanWatch(ball.images.device), Best(ball.images)
         drawn = self.restarts - (not self.random_start)
         starts = [] if self.random_start else [images]
         with frozen(model):

@@ -15,12 +15,13 @@ class Ball:
 
     Args:
         images: float ``[B, C, H, W]`` in [0, 1], the centers.
-        eps: Radius, in pixel units.
+        eps: Radius, in pixel units; or one for each image, ``[B, 1, 1, 1]``.
         norm: See `Norm`.
     """
 
-    def __init__(self, images: Tensor, eps: float, norm: Norm) -> None:
-        self.images, self.eps, self.norm = images, float(eps), norm
+    def __init__(self, images: Tensor, eps: float | Tensor, norm: Norm) -> None:
+        self.images, self.norm = images, norm
+        self.eps = eps if isinstance(eps, Tensor) else float(eps)
         if norm == "linf":
             self.lower, self.upper = (images - self.eps).clamp_(min=0), (images + self.eps).clamp_(max=1)
 
@@ -38,16 +39,16 @@ class Ball:
         the images' device; None is torch's global one.
         """
         draws = self._uniform(count, generator)
-        return [self.project(self.images + draw.to(self.images)) for draw in draws.unbind(1)]
+        return [self.project(self.images + self.eps * draw.to(self.images)) for draw in draws.unbind(1)]
 
     def _uniform(self, count: int, generator: torch.Generator | None) -> Tensor:
-        """``[B, count, C, H, W]``, around zero."""
+        """``[B, count, C, H, W]`` from the ball of radius one, around zero."""
         images = self.images
         shape = len(images), count, *images.shape[1:]
         where = images.device if generator is None else generator.device
         if self.norm == "linf":
             draws = torch.rand(shape, generator=generator, dtype=torch.float32, device=where)
-            return draws.mul_(2).sub_(1).mul_(self.eps)
+            return draws.mul_(2).sub_(1)
         # The first n coordinates of a uniform point on the sphere in n + 2 dimensions are uniform in the n-ball. The
         # row length is a multiple of 16, the block in which torch's CPU generator draws normal numbers.
         pixels = images.shape[1:].numel()
@@ -55,7 +56,7 @@ class Ball:
         draws = torch.randn(len(images), count, width, generator=generator, dtype=torch.float32, device=where)
         normal = draws[..., : pixels + 2]
         ball = normal / normal.norm(dim=-1, keepdim=True)
-        return (self.eps * ball[..., :pixels]).reshape(shape)
+        return ball[..., :pixels].reshape(shape)
 
 
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:

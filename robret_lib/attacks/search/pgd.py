@@ -58,12 +58,16 @@ class PGD:
         images = images.detach()
         if self.eps == 0:
             return images.clone()
-        ball, nan = Ball(images, self.eps, self.norm), NanWatch(images.device)
-        adversarial = ball.random_starts(1, generator)[0] if self.random_start else images.clone()
+        return self.within(Ball(images, self.eps, self.norm), model, loss_fn, generator)
+
+    def within(self, ball: Ball, model: nn.Module, loss_fn: Loss, generator: torch.Generator | None = None) -> Tensor:
+        """The same search in a ball of another radius, with steps that are larger or smaller by as much."""
+        nan, step = NanWatch(ball.images.device), self.step * (ball.eps / self.eps)
+        adversarial = ball.random_starts(1, generator)[0] if self.random_start else ball.images.clone()
         with frozen(model):
             for _ in range(self.steps):
                 _, gradient = losses_and_gradient(model, adversarial, loss_fn, nan)
-                adversarial = ball.project(adversarial.sub_(steepest(gradient, self.norm), alpha=float(self.step)))
+                adversarial = ball.project(adversarial.sub_(steepest(gradient, self.norm).mul_(step)))
         nan.check()
         return adversarial
 

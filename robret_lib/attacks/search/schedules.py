@@ -58,7 +58,7 @@ class Falling:
         self.average = self.momentum * self.average + gradient / _per_image(size)
         step = self.first * self.ball.eps * (1 - self.done / self.steps)
         self.done += 1
-        return self.ball.project(torch.sub(x, steepest(self.average, self.ball.norm), alpha=step))
+        return self.ball.project(x - steepest(self.average, self.ball.norm).mul_(step))
 
 
 class APGD:
@@ -79,7 +79,7 @@ class APGD:
     def __init__(self, ball: Ball, steps: int) -> None:
         count, device = len(ball.images), ball.images.device
         self.ball, self.checkpoints, self.done, self.last_checkpoint = ball, _checkpoints(steps), 0, 0
-        self.step = torch.full((count,), 2 * ball.eps, dtype=ball.images.dtype, device=device)
+        self.step = (2 * ball.eps * ball.images.new_ones(count, 1, 1, 1)).flatten()
         self.previous: Tensor | None = None
         self.last_losses = torch.full((count,), -torch.inf, dtype=torch.float64, device=device)
         self.successes = torch.zeros(count, dtype=torch.int64, device=device)

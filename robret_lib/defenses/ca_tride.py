@@ -1,0 +1,118 @@
+"""Collapse-aware triplet decoupling: attack candidates and anchor in turn, and stop before the network collapses."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from robret_lib import mining
+from robret_lib.attacks import PGD
+from robret_lib.defenses.collapse import collapseness, smallest_half
+from robret_lib.defenses.inner import AttackedTriplets, Shift
+from robret_lib.defenses.memory import Progress
+from robret_lib.mining import Mode
+from robret_lib.models import Distance
+from robret_lib.objectives import MARGIN
+
+
+class CollapseAwareTriplets(AttackedTriplets):
+    """CA-TRIDE: the triplet loss of (a, p~, n~) in one step of training and of (a~, p, n) in the next, and so on.
+
+    The candidate perturbation (CAP) moves p and n until the collapseness C of the batch is no longer negative, and no
+    further: it minimizes ``[-C]_+``. The anchor perturbation (ANP) moves a towards the nearer half of the negatives and
+    away from where it was, and back where C is positive: it minimizes
+    ``[C]_+ + exp(-[-C]_+) [m(d_an) - mean d(a~, a)]_+``, with m the mean of the smaller half. See
+    `collapse.collapseness`. (Tian et al., "Collapse-Aware Triplet Decoupling for Adversarially Robust Image Retrieval",
+    ICML 2024.)
+
+    Known from the public code alone, which does not run as it was released (github.com/michaeltian108/CA-TRIDE,
+    `defenses/pnp.py`), and not from the paper, whose full text was not at hand: the 16 steps; that their length rises
+    from 0 in the first epoch to the full one, while the radius stays; the margin of the sampler, which falls to a
+    quarter; the outer term ``[m(d_ap) - m(d_an) + 0.04]_+ / 2``; and the factor ``exp(-[-C]_+)``. The attack ends below
+    a loss of 1e-5.
+
+    Args:
+        search: The inner attack at the end of training; published as ``PGD(8 / 255, 1 / 255, steps=16)``.
+        steps: Of the whole training.
+        epochs: In how many equal stairs step length and sampling margin change; published as 75 passes over the data.
+        sharpness: lambda of the collapseness; published as 10 for CUB, 9.5 for CARS and 2 for SOP.
+        distance, mode: As in `AttackedTriplets`.
+
+    Raises:
+        TypeError: A search that is no `PGD`: the length of its steps has to rise.
+    """
+
+    ENOUGH = 1e-5
+
+    def __init__(
+        self,
+        search: PGD,
+        steps: int,
+        epochs: int = 75,
+        sharpness: float = 10.0,
+        distance: Distance = "N",
+        mode: Mode = "fixed",
+    ) -> None:
+        if not isinstance(search, PGD):
+            raise TypeError(f"CA-TRIDE with {search!r}: expected PGD(eps, step, steps), whose step can rise")
+        super().__init__(search, mining.semihard, distance, mode)
+        self.epochs, self.sharpness = epochs, sharpness
+        self.progress = Progress(steps)
+
+    def forward(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Scalar loss of an SPC-2 batch: images ``[2P, C, H, W]`` in [0, 1], labels int ``[2P]``."""
+        moves_candidates = self.progress.done.item() % 2 == 0
+        share = int(self.progress.advance() * self.epochs) / self.epochs
+        self.sampling_margin = MARGIN[self.distance] * (1 - share / 2) ** 2
+        search = replace(self.search, step=share * self.search.step) if share else replace(self.search, eps=0.0)
+        clean, triplets = self.clean_triplets(model, images, labels, generator)
+        shown = [images[role] for role in triplets]
+        if moves_candidates:
+            attack = _CandidatePerturbation(self, clean, triplets)
+            shown[1:] = search(model, torch.cat(shown[1:]), attack, generator).chunk(2)
+        else:
+            attack = _AnchorPerturbation(self, clean, triplets, generator)
+            shown[0] = search(model, shown[0], attack, generator)
+        return self._outer(*model(torch.cat(shown)).chunk(3))
+
+    def collapseness(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        """C of embeddings ``[P, D]``, a scalar."""
+        return collapseness(self.apart(anchor, positive), self.apart(anchor, negative), self.sharpness)
+
+    def _outer(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        d_ap, d_an = self.apart(anchor, positive), self.apart(anchor, negative)
+        nearer_halves = smallest_half(d_ap) - smallest_half(d_an) + MARGIN[self.distance] / 5
+        return self.loss(anchor, positive, negative) + nearer_halves.relu() / 2
+
+
+class _CandidatePerturbation:
+    """Makes the batch look as if it had begun to collapse, by its positives and negatives."""
+
+    def __init__(self, objective: CollapseAwareTriplets, clean: Tensor, triplets: mining.Triplets) -> None:
+        self.objective, self.anchor = objective, clean[triplets.anchor]
+
+    def __call__(self, embeddings: Tensor) -> Tensor:
+        healthy = (-self.objective.collapseness(self.anchor, *embeddings.chunk(2))).relu()
+        return _until_enough(healthy).expand(len(embeddings))
+
+
+class _AnchorPerturbation:
+    """Drives the anchors to their nearer negatives, as long as the batch does not look collapsed."""
+
+    def __init__(
+        self, objective: CollapseAwareTriplets, clean: Tensor, triplets: mining.Triplets, generator: torch.Generator
+    ) -> None:
+        self.objective = objective
+        anchor, self.positive, self.negative = (clean[role] for role in triplets)
+        self.shift = Shift(anchor, objective.distance, objective.mode, generator)
+
+    def __call__(self, embeddings: Tensor) -> Tensor:
+        collapsed = self.objective.collapseness(embeddings, self.positive, self.negative)
+        to_negatives = smallest_half(self.objective.apart(embeddings, self.negative)) + self.shift(embeddings).mean()
+        weight = (-(-collapsed.detach()).relu()).exp()
+        return _until_enough(collapsed.relu() + weight * to_negatives.relu()).expand(len(embeddings))
+
+
+def _until_enough(loss: Tensor) -> Tensor:
+    """The loss, or a constant once it is so small that the attack ends: images without a slope stay."""
+    return torch.where(loss < CollapseAwareTriplets.ENOUGH, loss.detach(), loss)

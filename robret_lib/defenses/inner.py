@@ -1,0 +1,86 @@
+"""What all defenses by triplets share: an attack on some of the roles, made anew in every step of training."""
+
+import torch
+from torch import Tensor, nn
+
+from robret_lib import mining
+from robret_lib.attacks import Search
+from robret_lib.attacks.search.values import ValueSearch
+from robret_lib.distances import row_distance
+from robret_lib.mining import Mode, Sampler
+from robret_lib.models import Distance, embed
+from robret_lib.objectives import MARGIN, OFFSET, TripletObjective
+
+
+class AttackedTriplets(TripletObjective):
+    """A triplet loss of images that an inner attack has moved; which ones and where to is for the subclass to say.
+
+    Args:
+        search: The inner attack, by gradients: a loss may look at several images, which none by values is made for.
+        sampler, distance, mode: As in `TripletObjective`. In mode "reference" a sampler is given the margin that the
+            published code gives it; it is not that of the loss, and only `mining.semihard` looks at it.
+
+    Raises:
+        TypeError: A search by values, such as `NES`, which moves one image at a time.
+    """
+
+    def __init__(
+        self, search: Search, sampler: Sampler = mining.random, distance: Distance = "N", mode: Mode = "fixed"
+    ) -> None:
+        super().__init__(sampler, distance, mode)
+        check_inner(self, search)
+        self.search = search
+        if mode == "reference":
+            self.sampling_margin = MARGIN["C"] if distance == "C" else MARGIN["E"]
+
+    def clean_triplets(
+        self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, mining.Triplets]:
+        """Embeddings ``[2P, D]`` of the clean batch, without gradients, and triplets drawn from them."""
+        clean = embed(model, images)
+        return clean, self.triplets(clean, labels, generator)
+
+    def apart(self, one: Tensor, other: Tensor) -> Tensor:
+        """Distances ``[B]`` as the triplet loss takes them."""
+        return row_distance(one, other, self.distance, OFFSET)
+
+    def hardness(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        """H ``[P]``: how much further from the anchor ``[P, D]`` the positive lies than the negative."""
+        return self.apart(anchor, positive) - self.apart(anchor, negative)
+
+
+class Shift:
+    """The inner loss of EST, SES and REST: minus the distance of each embedding to where it was.
+
+    At the clean image itself that has no slope. Mode "fixed" measures from a point a hair's breadth aside, in a
+    direction drawn for each image. The published code adds a tiny number to every coordinate instead, so that all
+    images set out in the same direction; mode "reference" keeps that (RobRank, `AdvRank.embShift`).
+
+    Args:
+        clean: Embeddings ``[B, D]`` without gradients.
+        distance, mode: Of the objective.
+        generator: Of the directions.
+    """
+
+    HAIR = 1e-3  # in lengths of an embedding
+
+    def __init__(self, clean: Tensor, distance: Distance, mode: Mode, generator: torch.Generator) -> None:
+        self.distance, self.origin = distance, clean
+        if mode == "fixed":
+            aside = torch.randn(clean.shape, generator=generator, device=clean.device).to(clean)
+            lengths = clean.norm(dim=1, keepdim=True)
+            self.origin = clean + self.HAIR * lengths * aside / aside.norm(dim=1, keepdim=True)
+
+    def __call__(self, embeddings: Tensor) -> Tensor:
+        return -row_distance(embeddings, self.origin, self.distance, OFFSET)
+
+
+def check_inner(of: nn.Module, search: Search) -> None:
+    """Raise a TypeError unless it is a search by gradients, which may follow a loss of several images."""
+    inner = search
+    while hasattr(inner, "search"):  # of `Averaged`, or `Transfer`
+        inner = inner.search
+    if isinstance(inner, ValueSearch):
+        raise TypeError(
+            f"{type(of).__name__} with a {type(inner).__name__}: expected a search by gradients, PGD or AutoPGD"
+        )

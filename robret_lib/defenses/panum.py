@@ -1,0 +1,69 @@
+"""One role of every triplet attacked, with the other two as fixed points: no image depends on its batch."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from robret_lib import mining
+from robret_lib.attacks import Search
+from robret_lib.defenses.inner import AttackedTriplets
+from robret_lib.mining import Mode, Sampler
+from robret_lib.models import Distance
+
+Role = Literal["anchor", "positive", "negative"]
+
+
+class PanumTriplets(AttackedTriplets):
+    """Panum's: the triplet loss where one role was moved against the fixed clean embeddings of the other two.
+
+    The positive is driven away from its anchor, the negative towards it, or the anchor is moved until it is further
+    from the positive than from the negative. (Panum et al., "Exploring Adversarial Robustness of Deep Metric Learning",
+    2021; the anonymous public code of that work.) There the triplets come from the distance-weighted miner of
+    pytorch-metric-learning, one for each image of the batch; here they come from a sampler of `mining`, one for each
+    pair.
+
+    Args:
+        search: The inner attack; published as ``PGD(0.01, 0.004, steps=5, random_start=True)``, the step two fifths of
+            the radius.
+        sampler, distance, mode: As in `AttackedTriplets`.
+        role: Which one is moved; "positive" as published.
+        attack_rate: In which share of the triplets, drawn anew in every step.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        sampler: Sampler = mining.distance,
+        distance: Distance = "N",
+        mode: Mode = "fixed",
+        role: Role = "positive",
+        attack_rate: float = 1.0,
+    ) -> None:
+        super().__init__(search, sampler, distance, mode)
+        if role not in get_args(Role):
+            raise ValueError(f"role={role!r}: expected one of {get_args(Role)}")
+        if not 0 <= attack_rate <= 1:
+            raise ValueError(f"attack_rate={attack_rate}: expected a share in [0, 1]")
+        self.role, self.attack_rate = role, attack_rate
+
+    def forward(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Scalar loss of an SPC-2 batch: images ``[2P, C, H, W]`` in [0, 1], labels int ``[2P]``."""
+        clean, triplets = self.clean_triplets(model, images, labels, generator)
+        shown, fixed = ({name: what[at] for name, at in triplets._asdict().items()} for what in (images, clean))
+
+        def loss(embeddings: Tensor) -> Tensor:
+            return -self._reached(**fixed | {self.role: embeddings})
+
+        moved = self.search(model, shown[self.role], loss, generator)
+        chosen = torch.rand(len(moved), 1, 1, 1, generator=generator, device=moved.device) < self.attack_rate
+        shown[self.role] = torch.where(chosen, moved, shown[self.role])
+        return self.loss(*model(torch.cat([shown[name] for name in triplets._fields])).chunk(3))
+
+    def _reached(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        """What the attack on the role makes large ``[P]``."""
+        if self.role == "positive":
+            return self.apart(anchor, positive)
+        if self.role == "negative":
+            return -self.apart(anchor, negative)
+        return self.hardness(anchor, positive, negative)
