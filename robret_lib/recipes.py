@@ -70,6 +70,9 @@ class Recipe:
         sharpness: Of "ca_tride", see `defenses.CollapseAwareTriplets`.
         origin: The training goes on from the model of this recipe, which is trained first; None begins anew.
         watched_eps: At which radius robust recall joins the history; 0 leaves it out.
+
+    Raises:
+        ValueError: A defense of another name.
     """
 
     backbone: str
@@ -92,6 +95,10 @@ class Recipe:
     sharpness: float = 10.0
     origin: "Recipe | None" = None
     watched_eps: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.defense not in (None, *get_args(DefenseName)):
+            raise ValueError(f"defense={self.defense!r}: expected one of {get_args(DefenseName)}, or None")
 
 
 @dataclass(frozen=True)
@@ -290,9 +297,8 @@ def _defense(recipe: Recipe, original: nn.Module | None) -> nn.Module:
             return defenses.CollapseAwareTriplets(
                 search, recipe.steps, sharpness=recipe.sharpness, distance=recipe.distance
             )
-        case "fare":
+        case _:
             return defenses.FixedTargets(search, original)
-    raise ValueError(f"defense={recipe.defense!r}: expected one of {get_args(DefenseName)}, or None")
 
 
 def _train_into(

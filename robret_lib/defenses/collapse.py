@@ -14,7 +14,7 @@ from robret_lib.models import Distance
 SHARPNESS, PAIRS = 10.0, 64
 """lambda and size of the batches in which `signs` measures collapseness."""
 
-COLLAPSED = 0.02
+COLLAPSED = 0.005
 """Spread below which a network counts as collapsed."""
 
 
