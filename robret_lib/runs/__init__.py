@@ -34,6 +34,7 @@ from robret_lib.runs.parameters import (
     optional,
     refuse_unknown,
     refused,
+    text,
 )
 from robret_lib.runs.provenance import hardware
 from robret_lib.runs.records import Measured, ResultError, measured
@@ -58,6 +59,7 @@ __all__ = [
     "optional",
     "results",
     "start",
+    "text",
     "with_error",
 ]
 
