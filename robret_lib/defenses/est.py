@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robret_lib.defenses.inner import AttackedTriplets, Shift
 from robret_lib.models import embed, has_batch_statistics
+from robret_lib.objectives import MARGIN
 
 
 class EmbeddingShiftedTriplets(AttackedTriplets):
@@ -22,6 +23,8 @@ class EmbeddingShiftedTriplets(AttackedTriplets):
 
     Published with one step, too (`PGD.fgsm`). Arguments: see `AttackedTriplets`.
     """
+
+    published_sampling_margin = MARGIN
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Scalar loss of an SPC-2 batch: images ``[2P, C, H, W]`` in [0, 1], labels int ``[2P]``."""

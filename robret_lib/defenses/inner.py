@@ -1,10 +1,13 @@
 """What all defenses by triplets share: an attack on some of the roles, made anew in every step of training."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from robret_lib import mining
 from robret_lib.attacks import Search
+from robret_lib.attacks.attack import check_mode
 from robret_lib.attacks.search.values import ValueSearch
 from robret_lib.distances import row_distance
 from robret_lib.mining import Mode, Sampler
@@ -22,16 +25,20 @@ class AttackedTriplets(TripletObjective):
 
     Raises:
         TypeError: A search by values, such as `NES`, which moves one image at a time.
+        ValueError: A mode nobody knows.
     """
+
+    published_sampling_margin: ClassVar[dict[Distance, float]] = MARGIN | {"N": MARGIN["E"]}
 
     def __init__(
         self, search: Search, sampler: Sampler = mining.random, distance: Distance = "N", mode: Mode = "fixed"
     ) -> None:
         super().__init__(sampler, distance, mode)
         check_inner(self, search)
+        check_mode(mode)
         self.search = search
         if mode == "reference":
-            self.sampling_margin = MARGIN["C"] if distance == "C" else MARGIN["E"]
+            self.sampling_margin = self.published_sampling_margin[distance]
 
     def clean_triplets(
         self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator
