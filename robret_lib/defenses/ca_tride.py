@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from robret_lib import mining
 from robret_lib.attacks import PGD
 from robret_lib.defenses.collapse import collapseness, smallest_half
-from robret_lib.defenses.inner import AttackedTriplets, Shift
+from robret_lib.defenses.inner import AttackedTriplets, a_hair_aside
 from robret_lib.defenses.memory import Progress
 from robret_lib.mining import Mode
 from robret_lib.models import Distance
@@ -104,11 +104,12 @@ class _AnchorPerturbation:
     ) -> None:
         self.objective = objective
         anchor, self.positive, self.negative = (clean[role] for role in triplets)
-        self.shift = Shift(anchor, objective.distance, objective.mode, generator)
+        self.origin = a_hair_aside(anchor, generator) if objective.mode == "fixed" else anchor
 
     def __call__(self, embeddings: Tensor) -> Tensor:
         collapsed = self.objective.collapseness(embeddings, self.positive, self.negative)
-        to_negatives = smallest_half(self.objective.apart(embeddings, self.negative)) + self.shift(embeddings).mean()
+        shift = self.objective.apart(embeddings, self.origin).mean()
+        to_negatives = smallest_half(self.objective.apart(embeddings, self.negative)) - shift
         weight = (-(-collapsed.detach()).relu()).exp()
         return _until_enough(collapsed.relu() + weight * to_negatives.relu()).expand(len(embeddings))
 

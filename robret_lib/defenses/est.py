@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robret_lib.defenses.inner import AttackedTriplets, Shift
 from robret_lib.models import embed, has_batch_statistics
+from robret_lib.objectives import MARGIN
 
 
 class EmbeddingShiftedTriplets(AttackedTriplets):
@@ -16,25 +17,30 @@ class EmbeddingShiftedTriplets(AttackedTriplets):
     Each image is attacked for itself; the triplets are drawn afterwards, from the moved embeddings. (Zhou et al.,
     "Adversarial Ranking Attack and Defense", ECCV 2020; RobRank, `est_training_step`.)
 
-    The published code trains EST, and EST alone, with live batch norm, whose running statistics see the clean batch as
-    well as the moved one. Mode "reference" does so, too; "fixed" leaves batch norm as it is in the model.
+    The published code trains EST, and EST alone, with live batch norm, whose running statistics see the clean batch
+    before the attack, and the moved one after it. Mode "reference" does so, too; "fixed" leaves batch norm as it is in
+    the model.
 
     Published with one step, too (`PGD.fgsm`). Arguments: see `AttackedTriplets`.
     """
 
+    published_sampling_margin = MARGIN
+
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Scalar loss of an SPC-2 batch: images ``[2P, C, H, W]`` in [0, 1], labels int ``[2P]``."""
-        away = Shift(embed(model, images), self.distance, self.mode, generator)
-        moved = self.search(model, images, away, generator)
         if self.mode == "reference":
-            with live_batch_norm(model):
-                with torch.no_grad():
-                    model(images)  # what the published code logs
-                embeddings = model(moved)
-        else:
-            embeddings = model(moved)
+            with torch.no_grad():
+                self._embedded(model, images)  # what the published code logs
+        away = Shift(embed(model, images), self.distance, self.mode, generator)
+        embeddings = self._embedded(model, self.search(model, images, away, generator))
         triplets = self.triplets(embeddings.detach(), labels, generator)
         return self.loss(*(embeddings[role] for role in triplets))
+
+    def _embedded(self, model: nn.Module, images: Tensor) -> Tensor:
+        if self.mode == "fixed":
+            return model(images)
+        with live_batch_norm(model):
+            return model(images)
 
 
 @contextmanager

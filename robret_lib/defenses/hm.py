@@ -84,6 +84,8 @@ class HardnessManipulation(AttackedTriplets):
         ValueError: A distance other than "N" in mode "reference".
     """
 
+    published_sampling_margin = MARGIN
+
     def __init__(
         self,
         search: Search,
@@ -96,7 +98,6 @@ class HardnessManipulation(AttackedTriplets):
         super().__init__(search, sampler, distance, mode)
         if mode == "reference" and distance != "N":
             raise ValueError(f'distance={distance!r}: the published code knows "N" alone; use mode="fixed"')
-        self.sampling_margin = MARGIN[distance]
         self.destination, self.invariance = destination, invariance
         self.last_loss = LastLoss(2.0)
 

@@ -1,10 +1,14 @@
 """What all defenses by triplets share: an attack on some of the roles, made anew in every step of training."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from robret_lib import mining
 from robret_lib.attacks import Search
+from robret_lib.attacks.attack import check_mode
 from robret_lib.attacks.search.values import ValueSearch
 from robret_lib.distances import row_distance
 from robret_lib.mining import Mode, Sampler
@@ -22,16 +26,20 @@ class AttackedTriplets(TripletObjective):
 
     Raises:
         TypeError: A search by values, such as `NES`, which moves one image at a time.
+        ValueError: A mode nobody knows.
     """
+
+    published_sampling_margin: ClassVar[dict[Distance, float]] = MARGIN | {"N": MARGIN["E"]}
 
     def __init__(
         self, search: Search, sampler: Sampler = mining.random, distance: Distance = "N", mode: Mode = "fixed"
     ) -> None:
         super().__init__(sampler, distance, mode)
         check_inner(self, search)
+        check_mode(mode)
         self.search = search
         if mode == "reference":
-            self.sampling_margin = MARGIN["C"] if distance == "C" else MARGIN["E"]
+            self.sampling_margin = self.published_sampling_margin[distance]
 
     def clean_triplets(
         self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator
@@ -52,9 +60,10 @@ class AttackedTriplets(TripletObjective):
 class Shift:
     """The inner loss of EST, SES and REST: minus the distance of each embedding to where it was.
 
-    At the clean image itself that has no slope. Mode "fixed" measures from a point a hair's breadth aside, in a
-    direction drawn for each image. The published code adds a tiny number to every coordinate instead, so that all
-    images set out in the same direction; mode "reference" keeps that (RobRank, `AdvRank.embShift`).
+    At the clean image itself that has no slope. Mode "fixed" measures from a point aside, see `a_hair_aside`. The
+    published code does so in the first step, too, but only by 1e-7 in each coordinate; for "N" and "E" a tenth of what
+    PyTorch adds inside the norm, so that all images set out in the same direction. Mode "reference" keeps that
+    (RobRank, `AdvRank.embShift`).
 
     Args:
         clean: Embeddings ``[B, D]`` without gradients.
@@ -62,17 +71,29 @@ class Shift:
         generator: Of the directions.
     """
 
-    HAIR = 1e-3  # in lengths of an embedding
+    JITTER = 1e-7
 
     def __init__(self, clean: Tensor, distance: Distance, mode: Mode, generator: torch.Generator) -> None:
-        self.distance, self.origin = distance, clean
+        self.distance = distance
         if mode == "fixed":
-            aside = torch.randn(clean.shape, generator=generator, device=clean.device).to(clean)
-            lengths = clean.norm(dim=1, keepdim=True)
-            self.origin = clean + self.HAIR * lengths * aside / aside.norm(dim=1, keepdim=True)
+            self.first = self.later = a_hair_aside(clean, generator)
+        else:
+            signs = torch.randint(-1, 2, clean.shape, generator=generator, device=clean.device)
+            self.first, self.later = clean + self.JITTER * signs, clean
 
     def __call__(self, embeddings: Tensor) -> Tensor:
-        return -row_distance(embeddings, self.origin, self.distance, OFFSET)
+        origin, self.first = self.first, self.later
+        return -row_distance(embeddings, origin, self.distance, OFFSET)
+
+
+HAIR = 1e-3
+"""In lengths of an embedding."""
+
+
+def a_hair_aside(clean: Tensor, generator: torch.Generator) -> Tensor:
+    """Points `HAIR` away from embeddings ``[B, D]``, each in a direction of its own."""
+    aside = torch.randn(clean.shape, generator=generator, device=clean.device).to(clean)
+    return clean + HAIR * clean.norm(dim=1, keepdim=True) * normalize(aside, dim=1)
 
 
 def check_inner(of: nn.Module, search: Search) -> None:

@@ -10,6 +10,7 @@ from robret_lib.attacks import Search
 from robret_lib.defenses.inner import AttackedTriplets
 from robret_lib.mining import Mode, Sampler
 from robret_lib.models import Distance
+from robret_lib.objectives import MARGIN
 
 Role = Literal["anchor", "positive", "negative"]
 
@@ -30,6 +31,8 @@ class PanumTriplets(AttackedTriplets):
         role: Which one is moved; "positive" as published.
         attack_rate: In which share of the triplets, drawn anew in every step.
     """
+
+    published_sampling_margin = MARGIN
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from robret_lib.attacks import Search
 from robret_lib.defenses.inner import AttackedTriplets, Shift
 from robret_lib.mining import Mode, Sampler
 from robret_lib.models import Distance
+from robret_lib.objectives import MARGIN
 
 
 class ShiftSuppressedTriplets(AttackedTriplets):
@@ -21,6 +22,8 @@ class ShiftSuppressedTriplets(AttackedTriplets):
             embedding with the moved one scaled to length one, as the published code does.
         weight: Of the distance; 1 as published.
     """
+
+    published_sampling_margin = MARGIN
 
     def __init__(
         self,
