@@ -26,10 +26,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
-from robret_lib import defenses, distances, metrics, mining, models, objectives, training, whitening
-from robret_lib.attacks import PGD
+from robret_lib import augmentation, distances, metrics, mining, models, objectives, training, whitening
 from robret_lib.attacks.search import ball, passes, pgd
-from robret_lib.data import RetrievalData, Split, data_root, retrieval_data
+from robret_lib.data import RetrievalData, Split, center_cropped, data_root, load, retrieval_data
 from robret_lib.defenses import (
     act,
     ca_tride,
@@ -40,6 +39,7 @@ from robret_lib.defenses import (
     inner,
     memory,
     min_max,
+    named,
     neighborhood,
     panum,
     radius,
@@ -47,11 +47,11 @@ from robret_lib.defenses import (
     rest,
     ses,
 )
+from robret_lib.defenses.named import DefenseName
 from robret_lib.files import one_at_a_time, written_whole
 from robret_lib.scores import robust_recall
 
 SamplerName = Literal["random", "semihard", "softhard", "distance", "hard"]
-DefenseName = Literal["est", "ses", "rest", "act", "min_max", "ramd", "panum", "hm", "ca_tride", "fare", "neighborhood"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,9 @@ class Recipe:
         origin: The training goes on from the model of this recipe, which is trained first; None begins anew.
         temperature, clean_weight, ramp: Of "neighborhood", see `defenses.KeptNeighborhood`.
         decay: As in `training.Schedule`.
+        mode: Of the sampler and the defense, see `mining.Mode`.
+        pretrained: Whether it begins with ImageNet weights, see `models.build`.
+        crop: Side in pixels of the random crops that it learns on, mirrored or not; 0 takes images as they are.
         watched_eps: At which radius robust recall joins the history; 0 leaves it out.
 
     Raises:
@@ -102,6 +105,9 @@ class Recipe:
     clean_weight: float = 0.5
     ramp: float = 0.5
     decay: float = 0.0
+    mode: mining.Mode = "fixed"
+    pretrained: bool = False
+    crop: int = 0
 
     def __post_init__(self) -> None:
         if self.defense not in (None, *get_args(DefenseName)):
@@ -144,6 +150,9 @@ ADDED_LATER: dict[str, object] = {
     "clean_weight": 0.5,
     "ramp": 0.5,
     "decay": 0.0,
+    "mode": "fixed",
+    "pretrained": False,
+    "crop": 0,
 }
 """Fields of `Recipe` that came after models had been kept, with the value that says what was true before.
 
@@ -183,6 +192,36 @@ WATCHED_EPS = 16 / 255
 WATCHED_QUERIES = 200
 """Of how many queries."""
 
+OFFICIAL = {
+    # RobRank `rres18`: 75 passes over pairs in two processes of 56 each; the learning rate is that of its code
+    name: Recipe(
+        "resnet18",
+        embedding_dim=512,
+        steps=75 * steps_per_pass,
+        pairs=112,
+        lr=1e-5,
+        weight_decay=4e-4,
+        generation=GENERATION,
+        pretrained=True,
+        crop=224,
+    )
+    for name, steps_per_pass in {"cub": 53, "cars": 72, "sop": 532}.items()
+}
+"""The undefended networks of the published tables of color photographs, by data set.
+
+Images come as squares of 256 pixels and are cropped to 224. In one process, batches are as large as in the two
+processes of the published runs, and triplets are drawn from all of a batch.
+"""
+
+SHARPNESS = {"cub": 10.0, "cars": 9.5, "sop": 2.0}
+"""lambda of CA-TRIDE."""
+
+IMAGE_SIZE = 256
+"""Side in pixels of the squares that they are cropped from."""
+
+OFFICIAL_ATTACK = {"eps": 8 / 255, "inner_step": 1 / 255, "inner_steps": 32}
+"""Of the defenses of color photographs (RobRank `rres18p`; the paper of HM has 8 steps by default)."""
+
 PHOTOGRAPHS = Whitened("efficientnet_lite0", embedding_dim=128)
 
 
@@ -215,6 +254,48 @@ def fashion_mnist(scale: str, **changes: object) -> Recipe:
         its_own = OF_A_DEFENSE.get(defense, {}).get(scale, {})
         changes = INNER_ATTACK[scale] | {"watched_eps": WATCHED_EPS} | its_own | changes
     return replace(FASHION_MNIST[scale], **changes)
+
+
+def official(name: str, **changes: object) -> Recipe:
+    """The recipe of the published tables for "cub", "cars" or "sop", with the named fields changed.
+
+    With a ``defense`` it has the published inner attack, too.
+
+    Raises:
+        ValueError: Another name.
+    """
+    if name not in OFFICIAL:
+        raise ValueError(f"name={name!r}: expected one of {tuple(OFFICIAL)}")
+    its_own = {}
+    if defense := changes.get("defense"):
+        its_own = OFFICIAL_ATTACK | {"watched_eps": OFFICIAL_ATTACK["eps"]}
+        if defense in ("hm", "panum"):
+            its_own["sampler"] = OF_A_DEFENSE[defense]["full"]["sampler"]
+        if defense == "ca_tride":
+            its_own |= {"inner_steps": 16, "sharpness": SHARPNESS[name]}
+        if defense == "fare":
+            its_own["origin"] = OFFICIAL[name]
+    return replace(OFFICIAL[name], **(its_own | changes))
+
+
+def published(name: str, scale: str, **changes: object) -> Recipe:
+    """The recipe for a data set: `fashion_mnist`, or `official` at scale "full".
+
+    Raises:
+        ValueError: One of the official sets at another scale.
+    """
+    if name == "fashion-mnist":
+        return fashion_mnist(scale, **changes)
+    if scale != "full":
+        raise ValueError(f'{name} at scale {scale!r}: expected scale="full"; only "fashion-mnist" has a quick one')
+    return official(name, **changes)
+
+
+def data_of(name: str, scale: str) -> RetrievalData:
+    """The data that `published` trains and is judged on; of the official sets crops of 224 of 256 pixels."""
+    if name == "fashion-mnist":
+        return load(name, scale)
+    return center_cropped(load(name, scale, size=IMAGE_SIZE), OFFICIAL[name].crop)
 
 
 def photographs(**changes: object) -> Whitened:
@@ -264,56 +345,19 @@ def trained(recipe: Recipe | Whitened, data: RetrievalData, device: torch.device
 
 def _initial_model(recipe: Recipe | Whitened) -> models.EmbeddingModel:
     """The model before training, float32 on the CPU, whatever the default type."""
-    from_imagenet = isinstance(recipe, Whitened)
+    pretrained = isinstance(recipe, Whitened) or recipe.pretrained
     with _float32(), torch.random.fork_rng([]):
-        torch.manual_seed(0 if from_imagenet else recipe.seed)
-        return models.build(recipe.backbone, recipe.embedding_dim, pretrained=from_imagenet, distance=recipe.distance)
+        torch.manual_seed(0 if isinstance(recipe, Whitened) else recipe.seed)
+        return models.build(recipe.backbone, recipe.embedding_dim, pretrained, recipe.distance)
 
 
 def _plan(recipe: Recipe, original: nn.Module | None = None) -> tuple[nn.Module, training.Schedule]:
     """What a recipe minimizes, and for how long; ``original`` is the model of its origin."""
     schedule = training.Schedule(recipe.steps, recipe.pairs, recipe.lr, recipe.weight_decay, recipe.seed, recipe.decay)
     if recipe.defense is None:
-        return objectives.TripletObjective(getattr(mining, recipe.sampler), recipe.distance), schedule
-    return _defense(recipe, original), schedule
-
-
-def _defense(recipe: Recipe, original: nn.Module | None) -> nn.Module:
-    of_triplets = {"sampler": getattr(mining, recipe.sampler), "distance": recipe.distance}
-    starts_at_random = recipe.defense in ("panum", "fare", "neighborhood")
-    search = PGD(recipe.eps, recipe.inner_step, recipe.inner_steps, random_start=starts_at_random)
-    if recipe.drawn_radius:
-        search = defenses.DrawnRadius(search)
-    match recipe.defense:
-        case "est":
-            return defenses.EmbeddingShiftedTriplets(search, **of_triplets)
-        case "ses":
-            return defenses.ShiftSuppressedTriplets(search, **of_triplets)
-        case "rest":
-            return defenses.ShiftedCandidateTriplets(search, **of_triplets)
-        case "act":
-            return defenses.AntiCollapseTriplets(search, **of_triplets)
-        case "min_max":
-            return defenses.MinMaxTriplets(search, **of_triplets)
-        case "ramd":
-            return defenses.CandidateMinMaxTriplets(search, **of_triplets)
-        case "panum":
-            return defenses.PanumTriplets(search, **of_triplets)
-        case "hm":
-            wanted = defenses.Gradual() if recipe.hardness is None else defenses.Constant(recipe.hardness)
-            return defenses.HardnessManipulation(
-                search, destination=wanted, invariance=recipe.invariance, **of_triplets
-            )
-        case "ca_tride":
-            return defenses.CollapseAwareTriplets(
-                search, recipe.steps, sharpness=recipe.sharpness, distance=recipe.distance
-            )
-        case "neighborhood":
-            return defenses.KeptNeighborhood(
-                search, recipe.steps, recipe.temperature, recipe.clean_weight, recipe.ramp, recipe.distance
-            )
-        case _:
-            return defenses.FixedTargets(search, original)
+        sampler = getattr(mining, recipe.sampler)
+        return objectives.TripletObjective(sampler, recipe.distance, recipe.mode), schedule
+    return named.objective(recipe, original), schedule
 
 
 def _train_into(
@@ -339,10 +383,21 @@ def _minimize(
         original = trained(recipe.origin, data, next(model.parameters()).device, progress).model
         model.load_state_dict(original.state_dict())
     objective, schedule = _plan(recipe, original)
-    validate, every = partial(_validated, recipe=recipe, data=data), max(1, recipe.steps // 8)
     return training.train(
-        model, data.train, objective, schedule, checkpoint, validate=validate, validate_every=every, progress=progress
+        model,
+        data.train,
+        objective,
+        schedule,
+        checkpoint,
+        validate=partial(_validated, recipe=recipe, data=data),
+        validate_every=max(1, recipe.steps // 8),
+        progress=progress,
+        augment=partial(_cropped, size=recipe.crop) if recipe.crop else None,
     )
+
+
+def _cropped(images: torch.Tensor, generator: torch.Generator, size: int) -> torch.Tensor:
+    return augmentation.random_crop_and_flip(images, size, generator)
 
 
 def _validated(model: models.EmbeddingModel, recipe: Recipe, data: RetrievalData) -> dict[str, float]:
@@ -433,7 +488,9 @@ def _digest(*parts: ModuleType) -> str:
     return hashlib.sha256("".join(_code(inspect.getsource(part)) for part in parts).encode()).hexdigest()
 
 
-CODE = _digest(distances, mining, models, objectives, retrieval_data, training, whitening, sys.modules[__name__])
+CODE = _digest(
+    augmentation, distances, mining, models, objectives, retrieval_data, training, whitening, sys.modules[__name__]
+)
 """The code that makes a model, as it was imported: an edit while a model is trained must not name it."""
 
 PARTS: dict[DefenseName, tuple[ModuleType, ...]] = {
@@ -449,5 +506,5 @@ PARTS: dict[DefenseName, tuple[ModuleType, ...]] = {
     "fare": (fare,),
     "neighborhood": (neighborhood, memory),
 }
-DEFENSE_CODE = {name: _digest(ball, passes, pgd, inner, radius, *parts) for name, parts in PARTS.items()}
+DEFENSE_CODE = {name: _digest(ball, passes, pgd, inner, named, radius, *parts) for name, parts in PARTS.items()}
 """What makes a model with a defense, besides."""

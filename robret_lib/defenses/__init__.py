@@ -2,6 +2,7 @@
 
 from robret_lib.defenses.act import AntiCollapseTriplets
 from robret_lib.defenses.ca_tride import CollapseAwareTriplets
+from robret_lib.defenses.collapse import collapsed_at, collapseness
 from robret_lib.defenses.est import EmbeddingShiftedTriplets
 from robret_lib.defenses.fare import FixedTargets
 from robret_lib.defenses.hm import Benign, Constant, Gradual, HardnessManipulation
@@ -29,4 +30,6 @@ __all__ = [
     "PanumTriplets",
     "ShiftSuppressedTriplets",
     "ShiftedCandidateTriplets",
+    "collapsed_at",
+    "collapseness",
 ]

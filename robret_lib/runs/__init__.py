@@ -35,6 +35,7 @@ from robret_lib.runs.parameters import (
     optional,
     refuse_unknown,
     refused,
+    several,
     text,
 )
 from robret_lib.runs.provenance import hardware
@@ -61,6 +62,7 @@ __all__ = [
     "measured",
     "optional",
     "results",
+    "several",
     "start",
     "text",
     "with_error",

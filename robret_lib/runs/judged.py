@@ -44,6 +44,10 @@ class Judged:
         mine, its = (Judged(each.label, {seed: each.records[seed] for seed in seeds}) for each in (self, other))
         return [a - b for a, b in zip(mine.left(level), its.left(level), strict=True)]
 
+    def beats(self, other: "Judged", level: int) -> bool:
+        """Whether every seed of this one leaves more at a radius times 255 than any seed of the other."""
+        return min(self.left(level)) > max(other.left(level))
+
 
 def judged(scale: str, mode: str = "fixed", folder: Path | None = None) -> dict[str, Judged]:
     """All defenses whose result files there are, by label, in the order of the labels.

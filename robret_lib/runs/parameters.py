@@ -54,6 +54,22 @@ def text() -> Rule:
     return Rule("a text that is not empty", convert)
 
 
+def several(*options: str) -> Rule:
+    """Some of the given words, at least one, with commas between them; a tuple comes out, in the order given."""
+
+    def convert(value: Any) -> tuple[str, ...]:
+        if not isinstance(value, str):
+            raise ValueError
+        words = tuple(word.strip() for word in value.split(","))
+        if unknown := [word for word in words if word not in options]:
+            raise ValueError(f"It does not know {', '.join(map(repr, unknown))}.")
+        if len(set(words)) < len(words):
+            raise ValueError("It names one twice.")
+        return words
+
+    return Rule("one or more of " + ", ".join(f'"{option}"' for option in options) + ", with commas between", convert)
+
+
 def boolean() -> Rule:
     """``True`` or ``False``, not a word for it."""
 
