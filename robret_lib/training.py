@@ -30,6 +30,9 @@ from robret_lib.files import written_whole
 from robret_lib.mining import spc2_epoch
 from robret_lib.models import evaluation_mode
 
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+"""Images and a generator to images, as many of them."""
+
 
 class Schedule(NamedTuple):
     """How long and how fast to train (Adam).
@@ -66,6 +69,7 @@ def train(
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
     validate_every: int = 200,
     progress: bool = False,
+    augment: Augmentation | None = None,
 ) -> list[dict[str, float]]:
     """Train a model in place, on its own device; under `torchrun`, inside `process_group`, on all processes.
 
@@ -80,6 +84,8 @@ def train(
         validate: Called on the model in evaluation mode; what it returns joins the history.
         validate_every: Steps between two entries of the history.
         progress: Show a progress bar.
+        augment: ``augment(images, generator)`` is what to train on in place of a batch's images, which come as they
+            are stored; the generator, on the device, is to be its only randomness (`robret_lib.augmentation`).
 
     Returns:
         The history: one ``{"step", "loss" (this process' mean since the last entry), **validate(model)}`` every
@@ -100,9 +106,11 @@ def train(
     replicas = DistributedDataParallel(step_module) if world > 1 else step_module
     batches = _batches(data.labels.cpu(), schedule, start, rank, world)
     for step in tqdm(range(start, schedule.steps), initial=start, total=schedule.steps, disable=not progress):
-        batch = next(batches)
+        images, labels = _on_device(data, next(batches), device)
+        if augment is not None:
+            images = augment(images, seeded(device, schedule.seed, 2, step, rank))
         model.train()
-        loss = _seeded_loss(replicas, data, batch, device, (schedule.seed, 1, step, rank))
+        loss = _seeded_loss(replicas, as_float(images), labels, seeded(device, schedule.seed, 1, step, rank))
         optimizer.zero_grad()
         loss.backward()
         for group in optimizer.param_groups:
@@ -153,10 +161,12 @@ class _Step(nn.Module):
         return self.objective(self.model, images, labels, generator)
 
 
-def _seeded_loss(replicas: nn.Module, data: Split, batch: Tensor, device: torch.device, key: tuple[int, ...]) -> Tensor:
-    images, labels = as_float(data.images[batch].to(device)), data.labels[batch].to(device)
-    generator = seeded(device, *key)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+def _on_device(data: Split, batch: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    return data.images[batch].to(device), data.labels[batch].to(device)
+
+
+def _seeded_loss(replicas: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+    with torch.random.fork_rng([images.device] if images.is_cuda else []):
         torch.manual_seed(generator.initial_seed())  # dropout draws from the global generator
         return replicas(images, labels, generator)
 

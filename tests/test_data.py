@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import pwd
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms import CenterCrop
 
 from robret_lib import data
 from robret_lib.data import DataError, Protocol, RetrievalData, Split
 from robret_lib.data.packed import read_packed
 from robret_lib.data.packed_splits import first_in_turn
+from robret_lib.data.packed_writing import write_jpeg_files
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 ITSELF = Protocol("itself", "", self_excluded=True, class_disjoint=False)
@@ -29,6 +32,10 @@ def split_of(*labels: int, classes: int | None = None) -> Split:
     if classes is None:
         return Split(images, torch.tensor(labels, dtype=torch.int64))
     return Split(images, torch.nn.functional.one_hot(torch.tensor(labels), classes).to(torch.uint8))
+
+
+def gray(height: int, width: int) -> Split:
+    return Split(torch.zeros(1, 1, height, width, dtype=torch.uint8), torch.zeros(1).long())
 
 
 # --- the types ------------------------------------------------------------------------------------
@@ -101,18 +108,42 @@ def test_a_split_refuses_texts_of_another_length() -> None:
         (split_of(0, classes=2), *[split_of(0, classes=2)] * 2, OTHERS, "2 columns for 3 class names"),
         (split_of(0), split_of(0, classes=3), split_of(0), OTHERS, "query has label type"),
         (split_of(0, classes=3), *[split_of(1, classes=3)] * 2, DISJOINT, "multi-hot"),
-        (
-            split_of(0),
-            split_of(0),
-            Split(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1).long()),
-            OTHERS,
-            "gallery has image shape \\(3, 8, 8\\), train \\(3, 4, 4\\)",
-        ),
+        (split_of(0), split_of(0), gray(4, 4), OTHERS, "gallery has image channels 1, train 3"),
+        (gray(4, 4), gray(4, 4), gray(4, 3), OTHERS, "query has image size \\(4, 4\\), gallery \\(4, 3\\)"),
+        (gray(4, 4), gray(4, 5), gray(4, 5), OTHERS, "train has image size \\(4, 4\\), query \\(4, 5\\)"),
+        (gray(8, 4), gray(9, 3), gray(9, 3), OTHERS, "expected the same, or larger ones to train on crops of"),
     ],
 )
 def test_retrieval_data_refuses(train: Split, query: Split, gallery: Split, protocol: Protocol, message: str) -> None:
     with pytest.raises(DataError, match=message):
         RetrievalData("a set", train, query, gallery, ("a", "b", "c"), protocol)
+
+
+def test_images_to_train_on_may_be_larger() -> None:
+    loaded = RetrievalData("a set", gray(9, 8), gray(8, 8), gray(8, 8), ("a",), OTHERS)
+    assert loaded.train.images.shape == (1, 1, 9, 8)
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (9, 14), (8, 8), (11, 8)])
+@pytest.mark.parametrize("apart", [True, False])
+def test_center_crops_are_those_of_torchvision(shape: tuple[int, int], apart: bool) -> None:
+    rng = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, (4, 3, *shape), dtype=torch.uint8, generator=rng) for _ in range(3)]
+    train, query, gallery = (Split(some, torch.arange(4), texts=tuple("abcd")) for some in images)
+    whole = RetrievalData("a set", train, query, gallery if apart else query, tuple("abcd"), OTHERS)
+    cropped = data.center_cropped(whole, 8)
+    assert cropped.train is train and (cropped.query is cropped.gallery) == (not apart)
+    for part, source in ((cropped.query, whole.query), (cropped.gallery, whole.gallery)):
+        assert torch.equal(part.images, CenterCrop(8)(source.images)) and part.images.shape == (4, 3, 8, 8)
+        assert torch.equal(part.labels, source.labels) and part.texts == source.texts
+    assert (cropped.name, cropped.class_names, cropped.protocol) == ("a set", tuple("abcd"), OTHERS)
+
+
+@pytest.mark.parametrize("size", [0, -1, 9, 10])
+def test_a_center_crop_is_not_larger_than_the_images(size: int) -> None:
+    whole = RetrievalData("a set", gray(9, 8), gray(9, 8), gray(9, 8), ("a",), OTHERS)
+    with pytest.raises(DataError, match=f"size={size} of images of 9 x 8 pixels: expected 1 to 8"):
+        data.center_cropped(whole, size)
 
 
 def test_as_float_keeps_the_scale_of_both_kinds() -> None:
@@ -255,6 +286,16 @@ def write(path: Path, labels: list[int], **options: object) -> Path:
 def members(path: Path) -> dict[str, np.ndarray]:
     with np.load(path) as archive:
         return {name: archive[name] for name in archive.files}
+
+
+def test_writing_holds_the_compressed_bytes_once(tmp_path: Path) -> None:
+    """And an eighth of them, room to grow, and NumPy's buffer of 16 MiB: 120,000 images take little more than 3."""
+    files, size = 1_000, 100_000
+    tracemalloc.start()
+    write_jpeg_files(tmp_path / "large.npz", (b"\xff" * size for _ in range(files)), [0] * files, ["a"])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert files * size < peak < 1.13 * files * size + 2**25 < 2 * files * size
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from robret_lib import mining, training
+from robret_lib.augmentation import random_crop_and_flip
 from robret_lib.data import Split
 from robret_lib.files import written_whole
 from robret_lib.mining import spc2_epoch
@@ -164,6 +165,69 @@ def test_the_loop_is_the_one_written_out():
     assert [entry["step"] for entry in history] == [8, 16, 20]
     for entry, part in zip(history, (losses[:8], losses[8:16], losses[16:]), strict=True):
         assert entry["loss"] == pytest.approx(sum(part) / len(part), rel=1e-12)
+
+
+def crop(images, generator):
+    """Of 6 x 6 pixels, without which the model below does not take the images."""
+    return random_crop_and_flip(images, 6, generator)
+
+
+def larger_split():
+    """In bytes, of 8 x 8 pixels."""
+    images = nn.functional.interpolate(some_split().images, 8)
+    return Split((images * 255).round().to(torch.uint8), some_split().labels)
+
+
+@pytest.mark.parametrize(("rank", "world"), [(0, 1), (0, 2), (1, 2)])
+def test_augmentation_has_draws_of_its_own_and_changes_no_others(rank, world, monkeypatch):
+    """On each process; the objective draws what it draws without it."""
+    monkeypatch.setattr(training, "_rank_and_world", lambda: (rank, world))
+    monkeypatch.setattr(training, "DistributedDataParallel", lambda replicas: replicas)
+    seen, drawn = [], []
+
+    class Watching(ScaledTriplets):
+        def forward(self, model, images, labels, generator):
+            seen.append(images)
+            drawn.append(generator.get_state())
+            return super().forward(model, images, labels, generator)
+
+    split, types = larger_split(), set()
+
+    def augment(images, generator):
+        types.add(images.dtype)
+        return crop(images, generator)
+
+    train(small_model(), split, Watching(), SCHEDULE, augment=augment)
+    assert types == {torch.uint8} and len(seen) == 20
+    batches = training._batches(split.labels, SCHEDULE, 0, rank, world)
+    for step, (images, state) in enumerate(zip(seen, drawn, strict=True)):
+        expected = crop(split.images[next(batches)], seeded(torch.device("cpu"), 5, 2, step, rank))
+        assert torch.equal(images, expected.float() / 255)
+        assert torch.equal(state, seeded(torch.device("cpu"), 5, 1, step, rank).get_state())
+
+
+def test_augmentation_that_changes_nothing_changes_no_weight():
+    def all_draws(images, generator):
+        torch.rand(100, generator=generator)
+        return images
+
+    plain, _, history = trained()
+    same, _, same_history = trained(augment=all_draws)
+    assert_same(same.state_dict(), plain.state_dict())
+    assert_same(same_history, history)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 10, 19])
+def test_augmented_training_stopped_and_resumed_ends_the_same(stop, tmp_path):
+    whole = small_model()
+    history = train(whole, larger_split(), ScaledTriplets(), SCHEDULE, augment=crop)
+    arguments = {"checkpoint": tmp_path / "checkpoint", "checkpoint_every": 3, "augment": crop}
+    with pytest.raises(Interrupted):
+        train(small_model(), larger_split(), InterruptedTriplets(stop), SCHEDULE, **arguments)
+    model, resumed = small_model(), ScaledTriplets()
+    assert_same(train(model, larger_split(), resumed, SCHEDULE, **arguments), history)
+    assert resumed.calls == 20 - stop // 3 * 3
+    assert_same(model.state_dict(), whole.state_dict())
 
 
 def test_bytes_are_trained_on_as_floats():

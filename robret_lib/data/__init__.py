@@ -3,7 +3,8 @@
 Fashion-MNIST is Xiao, Rasul and Vollgraf, "Fashion-MNIST: a novel image dataset for benchmarking machine
 learning algorithms" (2017); searching its test images in themselves is how the published ranking attacks
 (RobRank) use it. The grocery photographs are Klasson, Zhang and Kjellström, "A hierarchical grocery store image dataset
-with visual and semantic labels" (WACV 2019), a small part of them.
+with visual and semantic labels" (WACV 2019), a small part of them. The official sets of metric learning, CUB-200-2011,
+CARS-196 and Stanford Online Products, are packed by a script each; ``data_scripts/README.md`` says what they take.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from robret_lib.data.center_crop import center_cropped
 from robret_lib.data.errors import DataError
 from robret_lib.data.labels import check_labels, relevance, same_kind
 from robret_lib.data.packed import squared
@@ -31,6 +33,7 @@ __all__ = [
     "RetrievalData",
     "Split",
     "as_float",
+    "center_cropped",
     "check_labels",
     "same_kind",
     "data_root",
@@ -68,7 +71,8 @@ def load(
 
     Args:
         name: ``"fashion-mnist"``; ``"grocery"``, the photographs that are part of the library (`GROCERY`); or a
-            packed .npz (see `write_packed`): its path, or the bare name of one in `data_root`.
+            packed .npz (see `write_packed`): its path, or the bare name of one in `data_root`, as ``"cub"``,
+            ``"cars"`` and ``"sop"``, which the scripts of ``data_scripts`` make of the official sets.
         scale: ``"full"`` takes everything. ``"quick"`` keeps the whole of train and at most 2,000 queries and
             2,000 gallery images: of Fashion-MNIST the first 2,000 test images; of a packed file two images of
             every class in turn until the 2,000 are full, so that they still have matches (of multi-hot labels
@@ -169,8 +173,8 @@ def _find_packed(name: str | os.PathLike[str]) -> Path:
         return path
     prepared = ", ".join(sorted(file.stem for file in data_root().glob("*.npz"))) or "none"
     raise DataError(
-        f"no data set {str(name)!r}: looked for the file {path}. Known are 'fashion-mnist' "
-        "(get it with `make data DATASET=fashion-mnist`), 'grocery', the path of a packed .npz, and the packed files "
+        f"no data set {str(name)!r}: looked for the file {path}. Known are 'fashion-mnist', 'cub', 'cars' and 'sop' "
+        "(get one with `make data DATASET=cub`), 'grocery', the path of a packed .npz, and the packed files "
         f"in {data_root()} (now: {prepared}); set ROBRET_DATA if they lie elsewhere. A folder of photographs "
         "becomes one by `python -m robret_lib.data pack FOLDER`"
     )

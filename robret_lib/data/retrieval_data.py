@@ -67,7 +67,7 @@ class RetrievalData:
 
     Attributes:
         name: what tables call it.
-        train: what a model learns on.
+        train: what a model learns on; where it learns on crops, its images may be larger than those of the others.
         query: what is asked; the same object as ``gallery`` when a set is searched in itself.
         gallery: what is searched.
         class_names: the names of all classes, indexed by label.
@@ -88,6 +88,7 @@ class RetrievalData:
     def __post_init__(self) -> None:
         for role in ("query", "gallery"):
             self._check_same_kind_as_train(role)
+        self._check_sizes()
         for role in ("train", "query", "gallery"):
             check_label_range(getattr(self, role).labels, len(self.class_names), f"{self.name}, {role}")
         if self.protocol.self_excluded and not torch.equal(self.query.labels, self.gallery.labels):
@@ -98,12 +99,22 @@ class RetrievalData:
     def _check_same_kind_as_train(self, role: str) -> None:
         train, other = self.train, getattr(self, role)
         for what, expected, given in (
-            ("image shape", tuple(train.images.shape[1:]), tuple(other.images.shape[1:])),
+            ("image channels", train.images.shape[1], other.images.shape[1]),
             ("image type", train.images.dtype, other.images.dtype),
             ("label type", train.labels.dtype, other.labels.dtype),
         ):
             if given != expected:
                 raise DataError(f"{self.name}: {role} has {what} {given}, train {expected}; they must agree")
+
+    def _check_sizes(self) -> None:
+        train, query, gallery = (tuple(role.images.shape[2:]) for role in (self.train, self.query, self.gallery))
+        if query != gallery:
+            raise DataError(f"{self.name}: query has image size {query}, gallery {gallery}; they must agree")
+        if train[0] < query[0] or train[1] < query[1]:
+            raise DataError(
+                f"{self.name}: train has image size {train}, query {query}; expected the same, or larger ones to train "
+                "on crops of"
+            )
 
     def _check_class_disjoint(self) -> None:
         if self.train.labels.ndim != 1:
