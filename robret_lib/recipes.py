@@ -40,6 +40,7 @@ from robret_lib.defenses import (
     inner,
     memory,
     min_max,
+    neighborhood,
     panum,
     radius,
     ramd,
@@ -50,7 +51,7 @@ from robret_lib.files import one_at_a_time, written_whole
 from robret_lib.scores import robust_recall
 
 SamplerName = Literal["random", "semihard", "softhard", "distance", "hard"]
-DefenseName = Literal["est", "ses", "rest", "act", "min_max", "ramd", "panum", "hm", "ca_tride", "fare"]
+DefenseName = Literal["est", "ses", "rest", "act", "min_max", "ramd", "panum", "hm", "ca_tride", "fare", "neighborhood"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class Recipe:
         invariance: Of "hm", see `defenses.HardnessManipulation`.
         sharpness: Of "ca_tride", see `defenses.CollapseAwareTriplets`.
         origin: The training goes on from the model of this recipe, which is trained first; None begins anew.
+        temperature, clean_weight, ramp: Of "neighborhood", see `defenses.KeptNeighborhood`.
+        decay: As in `training.Schedule`.
         watched_eps: At which radius robust recall joins the history; 0 leaves it out.
 
     Raises:
@@ -95,6 +98,10 @@ class Recipe:
     sharpness: float = 10.0
     origin: "Recipe | None" = None
     watched_eps: float = 0.0
+    temperature: float = 0.1
+    clean_weight: float = 0.5
+    ramp: float = 0.5
+    decay: float = 0.0
 
     def __post_init__(self) -> None:
         if self.defense not in (None, *get_args(DefenseName)):
@@ -133,6 +140,10 @@ ADDED_LATER: dict[str, object] = {
     "sharpness": 10.0,
     "origin": None,
     "watched_eps": 0.0,
+    "temperature": 0.1,
+    "clean_weight": 0.5,
+    "ramp": 0.5,
+    "decay": 0.0,
 }
 """Fields of `Recipe` that came after models had been kept, with the value that says what was true before.
 
@@ -261,7 +272,7 @@ def _initial_model(recipe: Recipe | Whitened) -> models.EmbeddingModel:
 
 def _plan(recipe: Recipe, original: nn.Module | None = None) -> tuple[nn.Module, training.Schedule]:
     """What a recipe minimizes, and for how long; ``original`` is the model of its origin."""
-    schedule = training.Schedule(recipe.steps, recipe.pairs, recipe.lr, recipe.weight_decay, recipe.seed)
+    schedule = training.Schedule(recipe.steps, recipe.pairs, recipe.lr, recipe.weight_decay, recipe.seed, recipe.decay)
     if recipe.defense is None:
         return objectives.TripletObjective(getattr(mining, recipe.sampler), recipe.distance), schedule
     return _defense(recipe, original), schedule
@@ -269,7 +280,7 @@ def _plan(recipe: Recipe, original: nn.Module | None = None) -> tuple[nn.Module,
 
 def _defense(recipe: Recipe, original: nn.Module | None) -> nn.Module:
     of_triplets = {"sampler": getattr(mining, recipe.sampler), "distance": recipe.distance}
-    starts_at_random = recipe.defense in ("panum", "fare")
+    starts_at_random = recipe.defense in ("panum", "fare", "neighborhood")
     search = PGD(recipe.eps, recipe.inner_step, recipe.inner_steps, random_start=starts_at_random)
     if recipe.drawn_radius:
         search = defenses.DrawnRadius(search)
@@ -296,6 +307,10 @@ def _defense(recipe: Recipe, original: nn.Module | None) -> nn.Module:
         case "ca_tride":
             return defenses.CollapseAwareTriplets(
                 search, recipe.steps, sharpness=recipe.sharpness, distance=recipe.distance
+            )
+        case "neighborhood":
+            return defenses.KeptNeighborhood(
+                search, recipe.steps, recipe.temperature, recipe.clean_weight, recipe.ramp, recipe.distance
             )
         case _:
             return defenses.FixedTargets(search, original)
@@ -432,6 +447,7 @@ PARTS: dict[DefenseName, tuple[ModuleType, ...]] = {
     "hm": (hm, memory),
     "ca_tride": (ca_tride, collapse, memory),
     "fare": (fare,),
+    "neighborhood": (neighborhood, memory),
 }
 DEFENSE_CODE = {name: _digest(ball, passes, pgd, inner, radius, *parts) for name, parts in PARTS.items()}
 """What makes a model with a defense, besides."""

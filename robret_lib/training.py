@@ -32,13 +32,15 @@ from robret_lib.models import evaluation_mode
 
 
 class Schedule(NamedTuple):
-    """How long and how fast to train (Adam, constant learning rate).
+    """How long and how fast to train (Adam).
 
     Args:
         steps: Updates in all.
         pairs: SPC-2 pairs per batch and process.
         lr, weight_decay: Of Adam.
         seed: Of the batches and the sampler; the initial weights are the caller's.
+        decay: Over which share of the steps, at the end, the learning rate falls in a straight line to zero; 0, as
+            published, keeps it constant.
     """
 
     steps: int
@@ -46,6 +48,12 @@ class Schedule(NamedTuple):
     lr: float = 1e-3
     weight_decay: float = 1e-7
     seed: int = 0
+    decay: float = 0.0
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        falling = self.decay * self.steps
+        return self.lr * min(1.0, (self.steps - step) / falling) if falling else self.lr
 
 
 def train(
@@ -97,6 +105,8 @@ def train(
         loss = _seeded_loss(replicas, data, batch, device, (schedule.seed, 1, step, rank))
         optimizer.zero_grad()
         loss.backward()
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.rate(step)
         optimizer.step()
         loss_sum += _finite(loss.item(), step)
         done = step + 1
@@ -202,6 +212,8 @@ def _check(schedule: Schedule, data: Split, world: int, checkpoint_every: int, v
         raise ValueError(f"checkpoint_every={checkpoint_every}, validate_every={validate_every}: expected at least 1")
     if schedule.steps < 1 or schedule.pairs < 1 or schedule.lr <= 0 or schedule.weight_decay < 0:
         raise ValueError(f"{schedule}: expected steps and pairs of at least 1, lr > 0, weight_decay >= 0")
+    if not 0 <= schedule.decay <= 1:
+        raise ValueError(f"decay={schedule.decay}: expected a share of the steps in [0, 1]")
     if data.labels.ndim != 1:
         raise ValueError(f"labels of shape {tuple(data.labels.shape)}: SPC-2 batches need one int class per image [N]")
     if schedule.pairs == 1 or ceil(len(data) / world) % schedule.pairs == 1:

@@ -173,6 +173,10 @@ def test_every_part_of_a_recipe_is_part_of_its_name(field):
         "sharpness": 2.0,
         "origin": RECIPE,
         "watched_eps": 0.1,
+        "temperature": 0.2,
+        "clean_weight": 1.0,
+        "ramp": 0.0,
+        "decay": 0.5,
     }
     data = some_data()
     assert recipes._key(replace(RECIPE, **{field: changes[field]}), data) != recipes._key(RECIPE, data)

@@ -6,6 +6,7 @@ from robret_lib.defenses.est import EmbeddingShiftedTriplets
 from robret_lib.defenses.fare import FixedTargets
 from robret_lib.defenses.hm import Benign, Constant, Gradual, HardnessManipulation
 from robret_lib.defenses.min_max import MinMaxTriplets
+from robret_lib.defenses.neighborhood import KeptNeighborhood
 from robret_lib.defenses.panum import PanumTriplets
 from robret_lib.defenses.radius import DrawnRadius
 from robret_lib.defenses.ramd import CandidateMinMaxTriplets
@@ -23,6 +24,7 @@ __all__ = [
     "FixedTargets",
     "Gradual",
     "HardnessManipulation",
+    "KeptNeighborhood",
     "MinMaxTriplets",
     "PanumTriplets",
     "ShiftSuppressedTriplets",

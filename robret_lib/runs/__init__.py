@@ -21,6 +21,7 @@ import torch
 from robret_lib.files import append
 from robret_lib.runs import provenance, records
 from robret_lib.runs.comparison import comparison, comparison_table, comparison_words, expected, results, with_error
+from robret_lib.runs.judged import Judged, judged
 from robret_lib.runs.parameters import (
     ParameterError,
     Rule,
@@ -34,11 +35,13 @@ from robret_lib.runs.parameters import (
     optional,
     refuse_unknown,
     refused,
+    text,
 )
 from robret_lib.runs.provenance import hardware
 from robret_lib.runs.records import Measured, ResultError, measured
 
 __all__ = [
+    "Judged",
     "Measured",
     "ParameterError",
     "ResultError",
@@ -54,10 +57,12 @@ __all__ = [
     "fraction",
     "hardware",
     "integer",
+    "judged",
     "measured",
     "optional",
     "results",
     "start",
+    "text",
     "with_error",
 ]
 

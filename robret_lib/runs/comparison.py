@@ -76,19 +76,20 @@ class Comparison:
         return abs(self.difference) <= self.tolerance + 1e-9  # 87.6 - 85.6 is not exactly 2.0
 
 
-def results(chapter: str, folder: Path | None = None) -> list[dict[str, Any]]:
-    """The result files of a chapter's full-scale runs, as `runs.Run.finish` wrote them, sorted by file name.
+def results(chapter: str, folder: Path | None = None, scale: str = "full") -> list[dict[str, Any]]:
+    """The result files of a chapter's runs at one scale, as `runs.Run.finish` wrote them, sorted by file name.
 
     Args:
         chapter: the chapter's name, such as "04_candidate_and_query_attacks".
         folder: where they lie; by default ``workflow/results`` of the source tree.
+        scale: "full", or "quick".
 
     Raises:
         ResultError: naming a file that is cut off or no result file.
     """
     folder = WORKFLOW / "results" if folder is None else folder
     keys = ("chapter", "parameters", "metrics", "protocol", "mode", "seed")
-    return [records.read(path, keys) for path in sorted(folder.glob(f"{chapter}-full-s*.json"))]
+    return [records.read(path, keys) for path in sorted(folder.glob(f"{chapter}-{scale}-s*.json"))]
 
 
 def expected(name: str, folder: Path | None = None) -> dict[str, Any]:

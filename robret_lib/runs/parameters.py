@@ -43,6 +43,17 @@ def choice(*options: str) -> Rule:
     return Rule("one of " + ", ".join(f'"{option}"' for option in options), convert)
 
 
+def text() -> Rule:
+    """Any words, but not none."""
+
+    def convert(value: Any) -> str:
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError
+        return value
+
+    return Rule("a text that is not empty", convert)
+
+
 def boolean() -> Rule:
     """``True`` or ``False``, not a word for it."""
 

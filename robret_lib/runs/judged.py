@@ -1,0 +1,70 @@
+"""Defenses as `workflow/judge_defense.ipynb` has judged them, over seeds and side by side."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robret_lib.runs.comparison import results
+from robret_lib.runs.records import ResultError
+
+JUDGE = "judge_defense"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One defense in one setting.
+
+    Args:
+        label: What tables call it.
+        records: Of its runs, by seed; each is a result file.
+    """
+
+    label: str
+    records: dict[int, dict[str, Any]]
+
+    def values(self, metric: str) -> list[float]:
+        """Of each seed whose run has the metric, in the order of the seeds."""
+        metrics = (self.records[seed]["metrics"] for seed in sorted(self.records))
+        return [found[metric]["value"] for found in metrics if metric in found]
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The radii of robust recall, times 255; the first is 0."""
+        return tuple(sorted(map(int, next(iter(self.records.values()))["details"]["standing"])))
+
+    def left(self, level: int) -> list[float]:
+        """Robust recall in percent at a radius times 255, of each seed; at 0, what is right without an attack."""
+        standing = (self.records[seed]["details"]["standing"][str(level)] for seed in sorted(self.records))
+        return [100 * each.count("1") / len(each) for each in standing]
+
+    def left_less(self, other: "Judged", level: int) -> list[float]:
+        """The difference in robust recall to another defense, seed by seed; both answer the same queries."""
+        seeds = sorted(self.records.keys() & other.records.keys())
+        mine, its = (Judged(each.label, {seed: each.records[seed] for seed in seeds}) for each in (self, other))
+        return [a - b for a, b in zip(mine.left(level), its.left(level), strict=True)]
+
+
+def judged(scale: str, mode: str = "fixed", folder: Path | None = None) -> dict[str, Judged]:
+    """All defenses whose result files there are, by label, in the order of the labels.
+
+    Args:
+        scale: "quick" or "full".
+        mode: Of the ten rows.
+        folder: See `comparison.results`.
+
+    Raises:
+        ResultError: Two runs of one label differ in more than seed and device.
+    """
+    found: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+    for record in results(JUDGE, folder, scale):
+        settings = record["parameters"]
+        if settings["mode"] != mode:
+            continue
+        of_label = found[settings["label"]]
+        for other in of_label.values():
+            differing = {k for k in settings if settings[k] != other["parameters"].get(k)} - {"seed", "device"}
+            if differing:
+                raise ResultError(f"the runs of {settings['label']!r} differ in {', '.join(sorted(differing))}")
+        of_label[record["seed"]] = record
+    return {label: Judged(label, found[label]) for label in sorted(found)}
