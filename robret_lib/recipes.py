@@ -75,7 +75,7 @@ class Recipe:
         watched_eps: At which radius robust recall joins the history; 0 leaves it out.
 
     Raises:
-        ValueError: A defense of another name.
+        ValueError: A defense of another name; an origin whose weights do not fit, or none where the defense needs it.
     """
 
     backbone: str
@@ -106,6 +106,12 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.defense not in (None, *get_args(DefenseName)):
             raise ValueError(f"defense={self.defense!r}: expected one of {get_args(DefenseName)}, or None")
+        if self.defense == "fare" and self.origin is None:
+            raise ValueError('defense="fare" tunes a network: expected an origin, the recipe of that network')
+        for name in OF_A_MODEL if self.origin else ():
+            own, of_origin = getattr(self, name), getattr(self.origin, name)
+            if own != of_origin:
+                raise ValueError(f"{name}={own!r} with an origin of {name}={of_origin!r}: expected the same")
 
 
 @dataclass(frozen=True)
@@ -173,9 +179,11 @@ OF_A_DEFENSE: dict[DefenseName, dict[str, dict[str, object]]] = {
         "quick": {"inner_step": 20 / 255},
         "full": {"inner_step": 77 / 8 / 255, "inner_steps": 16},
     },
-    "fare": {scale: {"origin": recipe} for scale, recipe in FASHION_MNIST.items()},
 }
 """What some of them need besides, by scale."""
+
+OF_A_MODEL = ("backbone", "embedding_dim", "distance")
+"""The fields that a recipe shares with its origin."""
 
 WATCHED_EPS = 16 / 255
 """Where robust recall is watched while a defense of Fashion-MNIST trains: most published defenses differ there."""
@@ -208,12 +216,16 @@ class Trained:
 def fashion_mnist(scale: str, **changes: object) -> Recipe:
     """The chapters' recipe for Fashion-MNIST at "quick" or "full" scale, with the named fields changed.
 
-    With a ``defense`` it has the inner attack of its scale, and whatever else the defense needs.
+    With a ``defense`` it has the inner attack of its scale, and whatever else the defense needs: "fare" an origin, which
+    is the undefended model of the same backbone, embedding, distance and seed.
     """
     defense = changes.get("defense")
     if defense:
         its_own = OF_A_DEFENSE.get(defense, {}).get(scale, {})
         changes = INNER_ATTACK[scale] | {"watched_eps": WATCHED_EPS} | its_own | changes
+    if defense == "fare" and "origin" not in changes:
+        shared = {name: changes[name] for name in (*OF_A_MODEL, "seed") if name in changes}
+        changes |= {"origin": replace(FASHION_MNIST[scale], **shared)}
     return replace(FASHION_MNIST[scale], **changes)
 
 
