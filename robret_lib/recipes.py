@@ -132,6 +132,7 @@ class Whitened:
 
     generation: ClassVar[None] = None
     defense: ClassVar[None] = None
+    origin: ClassVar[None] = None
 
 
 ADDED_LATER: dict[str, object] = {
@@ -410,6 +411,8 @@ def _key(recipe: Recipe | Whitened, data: RetrievalData) -> str:
     if recipe.generation is None:
         code = CODE if recipe.defense is None else CODE + DEFENSE_CODE[recipe.defense]
         digest.update(f"{torch.__version__} {code}".encode())
+    if recipe.origin:
+        digest.update(_key(recipe.origin, data).encode())
     for split in (data.train, data.query, data.gallery):  # the latter two decide the history that is kept
         for part in (split.images, split.labels):
             digest.update(part.cpu().contiguous().view(torch.uint8).numpy())
