@@ -204,7 +204,8 @@ class Trained:
         history: See `training.train`; validation is Recall@1 in percent, key "recall_at_1", with a defense also
             `defenses.collapse.signs` of the gallery, and "robust_recall_at_1", what effort "quick" leaves of 200
             queries at the radius that is watched. Empty for `Whitened`.
-        seconds: Wall time of the training (of its last part if it was resumed), also when it comes from the cache.
+        seconds: Wall time of the training (of its last part if it was resumed; that of the origin is not in it), also
+            when it comes from the cache.
         device: What it was trained on.
     """
 
@@ -217,8 +218,8 @@ class Trained:
 def fashion_mnist(scale: str, **changes: object) -> Recipe:
     """The chapters' recipe for Fashion-MNIST at "quick" or "full" scale, with the named fields changed.
 
-    With a ``defense`` it has the inner attack of its scale, and whatever else the defense needs: "fare" an origin, which
-    is the undefended model of the same backbone, embedding, distance and seed.
+    With a ``defense`` it has the inner attack of its scale, and whatever else the defense needs: "fare" an origin,
+    which is the undefended model of the same backbone, embedding, distance and seed.
     """
     defense = changes.get("defense")
     if defense:
@@ -332,24 +333,28 @@ def _defense(recipe: Recipe, original: nn.Module | None) -> nn.Module:
 def _train_into(
     file: Path, model: models.EmbeddingModel, recipe: Recipe | Whitened, data: RetrievalData, progress: bool
 ) -> None:
-    checkpoint = file.with_suffix(".checkpoint")
+    checkpoint, device = file.with_suffix(".checkpoint"), next(model.parameters()).device
+    original = trained(recipe.origin, data, device, progress).model if recipe.origin else None
     begun = time.monotonic()
     if isinstance(recipe, Whitened):
         _whiten(model, recipe, data.train)
         history = []
     else:
-        history = _minimize(model, recipe, data, checkpoint, progress)
-    about = {"history": history, "seconds": time.monotonic() - begun, "device": str(next(model.parameters()).device)}
+        history = _minimize(model, recipe, original, data, checkpoint, progress)
+    about = {"history": history, "seconds": time.monotonic() - begun, "device": str(device)}
     _write(file, model, {"recipe": json.dumps(asdict(recipe)), "about": json.dumps(about)})
     checkpoint.unlink(missing_ok=True)
 
 
 def _minimize(
-    model: models.EmbeddingModel, recipe: Recipe, data: RetrievalData, checkpoint: Path, progress: bool
+    model: models.EmbeddingModel,
+    recipe: Recipe,
+    original: models.EmbeddingModel | None,
+    data: RetrievalData,
+    checkpoint: Path,
+    progress: bool,
 ) -> list[dict[str, float]]:
-    original = None
-    if recipe.origin:
-        original = trained(recipe.origin, data, next(model.parameters()).device, progress).model
+    if original is not None:
         model.load_state_dict(original.state_dict())
     objective, schedule = _plan(recipe, original)
     validate, every = partial(_validated, recipe=recipe, data=data), max(1, recipe.steps // 8)
