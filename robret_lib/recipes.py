@@ -78,7 +78,7 @@ class Recipe:
         watched_eps: At which radius robust recall joins the history; 0 leaves it out.
 
     Raises:
-        ValueError: A defense of another name.
+        ValueError: A defense of another name; an origin whose weights do not fit, or none where the defense needs it.
     """
 
     backbone: str
@@ -112,6 +112,12 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.defense not in (None, *get_args(DefenseName)):
             raise ValueError(f"defense={self.defense!r}: expected one of {get_args(DefenseName)}, or None")
+        if self.defense == "fare" and self.origin is None:
+            raise ValueError('defense="fare" tunes a network: expected an origin, the recipe of that network')
+        for name in OF_A_MODEL if self.origin else ():
+            own, of_origin = getattr(self, name), getattr(self.origin, name)
+            if own != of_origin:
+                raise ValueError(f"{name}={own!r} with an origin of {name}={of_origin!r}: expected the same")
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,7 @@ class Whitened:
 
     generation: ClassVar[None] = None
     defense: ClassVar[None] = None
+    origin: ClassVar[None] = None
 
 
 ADDED_LATER: dict[str, object] = {
@@ -182,9 +189,11 @@ OF_A_DEFENSE: dict[DefenseName, dict[str, dict[str, object]]] = {
         "quick": {"inner_step": 20 / 255},
         "full": {"inner_step": 77 / 8 / 255, "inner_steps": 16},
     },
-    "fare": {scale: {"origin": recipe} for scale, recipe in FASHION_MNIST.items()},
 }
 """What some of them need besides, by scale."""
+
+OF_A_MODEL = ("backbone", "embedding_dim", "distance")
+"""The fields that a recipe shares with its origin."""
 
 WATCHED_EPS = 16 / 255
 """Where robust recall is watched while a defense of Fashion-MNIST trains: most published defenses differ there."""
@@ -234,7 +243,8 @@ class Trained:
         history: See `training.train`; validation is Recall@1 in percent, key "recall_at_1", with a defense also
             `defenses.collapse.signs` of the gallery, and "robust_recall_at_1", what effort "quick" leaves of 200
             queries at the radius that is watched. Empty for `Whitened`.
-        seconds: Wall time of the training (of its last part if it was resumed), also when it comes from the cache.
+        seconds: Wall time of the training (of its last part if it was resumed; that of the origin is not in it), also
+            when it comes from the cache.
         device: What it was trained on.
     """
 
@@ -247,12 +257,16 @@ class Trained:
 def fashion_mnist(scale: str, **changes: object) -> Recipe:
     """The chapters' recipe for Fashion-MNIST at "quick" or "full" scale, with the named fields changed.
 
-    With a ``defense`` it has the inner attack of its scale, and whatever else the defense needs.
+    With a ``defense`` it has the inner attack of its scale, and whatever else the defense needs: "fare" an origin,
+    which is the undefended model of the same backbone, embedding, distance and seed.
     """
     defense = changes.get("defense")
     if defense:
         its_own = OF_A_DEFENSE.get(defense, {}).get(scale, {})
         changes = INNER_ATTACK[scale] | {"watched_eps": WATCHED_EPS} | its_own | changes
+    if defense == "fare" and "origin" not in changes:
+        shared = {name: changes[name] for name in (*OF_A_MODEL, "seed") if name in changes}
+        changes |= {"origin": replace(FASHION_MNIST[scale], **shared)}
     return replace(FASHION_MNIST[scale], **changes)
 
 
@@ -363,24 +377,28 @@ def _plan(recipe: Recipe, original: nn.Module | None = None) -> tuple[nn.Module,
 def _train_into(
     file: Path, model: models.EmbeddingModel, recipe: Recipe | Whitened, data: RetrievalData, progress: bool
 ) -> None:
-    checkpoint = file.with_suffix(".checkpoint")
+    checkpoint, device = file.with_suffix(".checkpoint"), next(model.parameters()).device
+    original = trained(recipe.origin, data, device, progress).model if recipe.origin else None
     begun = time.monotonic()
     if isinstance(recipe, Whitened):
         _whiten(model, recipe, data.train)
         history = []
     else:
-        history = _minimize(model, recipe, data, checkpoint, progress)
-    about = {"history": history, "seconds": time.monotonic() - begun, "device": str(next(model.parameters()).device)}
+        history = _minimize(model, recipe, original, data, checkpoint, progress)
+    about = {"history": history, "seconds": time.monotonic() - begun, "device": str(device)}
     _write(file, model, {"recipe": json.dumps(asdict(recipe)), "about": json.dumps(about)})
     checkpoint.unlink(missing_ok=True)
 
 
 def _minimize(
-    model: models.EmbeddingModel, recipe: Recipe, data: RetrievalData, checkpoint: Path, progress: bool
+    model: models.EmbeddingModel,
+    recipe: Recipe,
+    original: models.EmbeddingModel | None,
+    data: RetrievalData,
+    checkpoint: Path,
+    progress: bool,
 ) -> list[dict[str, float]]:
-    original = None
-    if recipe.origin:
-        original = trained(recipe.origin, data, next(model.parameters()).device, progress).model
+    if original is not None:
         model.load_state_dict(original.state_dict())
     objective, schedule = _plan(recipe, original)
     return training.train(
@@ -453,6 +471,8 @@ def _key(recipe: Recipe | Whitened, data: RetrievalData) -> str:
     if recipe.generation is None:
         code = CODE if recipe.defense is None else CODE + DEFENSE_CODE[recipe.defense]
         digest.update(f"{torch.__version__} {code}".encode())
+    if recipe.origin:
+        digest.update(_key(recipe.origin, data).encode())
     for split in (data.train, data.query, data.gallery):  # the latter two decide the history that is kept
         for part in (split.images, split.labels):
             digest.update(part.cpu().contiguous().view(torch.uint8).numpy())

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from robret_lib import mining
 from robret_lib.attacks import PGD
+from robret_lib.attacks.fields import check_count
 from robret_lib.defenses.collapse import collapseness, smallest_half
 from robret_lib.defenses.inner import AttackedTriplets, a_hair_aside
 from robret_lib.defenses.memory import Progress
@@ -40,6 +41,7 @@ class CollapseAwareTriplets(AttackedTriplets):
 
     Raises:
         TypeError: A search that is no `PGD`: the length of its steps has to rise.
+        ValueError: No steps or epochs.
     """
 
     ENOUGH = 1e-5
@@ -55,6 +57,7 @@ class CollapseAwareTriplets(AttackedTriplets):
     ) -> None:
         if not isinstance(search, PGD):
             raise TypeError(f"CA-TRIDE with {search!r}: expected PGD(eps, step, steps), whose step can rise")
+        check_count("epochs", epochs)
         super().__init__(search, mining.semihard, distance, mode)
         self.epochs, self.sharpness = epochs, sharpness
         self.progress = Progress(steps)

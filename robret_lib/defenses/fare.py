@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robret_lib.attacks import Search
-from robret_lib.defenses.inner import check_inner
+from robret_lib.defenses.inner import check_inner, innermost
 from robret_lib.models import embed
 
 
@@ -32,7 +32,7 @@ class FixedTargets(nn.Module):
     def __init__(self, search: Search, original: nn.Module) -> None:
         super().__init__()
         check_inner(self, search)
-        if not getattr(search, "random_start", True):
+        if not getattr(innermost(search), "random_start", True):
             raise ValueError(f"{search!r}: expected random_start=True, at the image itself there is no slope")
         self.search = search
         self.original = deepcopy(original).requires_grad_(False)

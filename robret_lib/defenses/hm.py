@@ -12,7 +12,7 @@ from robret_lib.defenses.inner import AttackedTriplets
 from robret_lib.defenses.memory import LastLoss
 from robret_lib.mining import Mode, Sampler
 from robret_lib.models import Distance
-from robret_lib.objectives import MARGIN
+from robret_lib.objectives import MARGIN, TripletObjective
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class HardnessManipulation(AttackedTriplets):
 
     Raises:
         TypeError: As `AttackedTriplets`.
-        ValueError: A distance other than "N" in mode "reference".
+        ValueError: A distance other than "N" in mode "reference"; a sampler that does not know the distance.
     """
 
     published_sampling_margin = MARGIN
@@ -99,6 +99,9 @@ class HardnessManipulation(AttackedTriplets):
         if mode == "reference" and distance != "N":
             raise ValueError(f'distance={distance!r}: the published code knows "N" alone; use mode="fixed"')
         self.destination, self.invariance = destination, invariance
+        named = None if isinstance(destination, Constant) else destination.sampler
+        self.destined = None if named is None else TripletObjective(named, distance, mode)
+        self.left_alone = mode == "reference" and named is sampler
         self.last_loss = LastLoss(2.0)
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -106,7 +109,7 @@ class HardnessManipulation(AttackedTriplets):
         clean, triplets = self.clean_triplets(model, images, labels, generator)
         wanted = self.wanted_hardness(clean, labels, generator)
         moved = images[torch.cat(triplets)]
-        if not self._left_alone():
+        if not self.left_alone:
             moved = self.search(model, moved, self._too_easy(wanted), generator)
         anchor, positive, negative = model(moved).chunk(3)
         loss = self.loss(anchor, positive, negative)
@@ -125,21 +128,10 @@ class HardnessManipulation(AttackedTriplets):
             return clean.new_tensor(destination.hardness)
         if isinstance(destination, Gradual):
             if self.mode == "reference":
-                self._drawn(destination.sampler, clean, labels, generator)
+                self.destined.triplets(clean, labels, generator)
             return -margin * level**destination.power
-        triplets = self._drawn(destination.sampler, clean, labels, generator)
+        triplets = self.destined.triplets(clean, labels, generator)
         return self.hardness(*(clean[role] for role in triplets)) + destination.boost * (1 - level)
-
-    def _drawn(self, sampler: Sampler, clean: Tensor, labels: Tensor, generator: torch.Generator) -> mining.Triplets:
-        source, self.sampler = self.sampler, sampler
-        try:
-            return self.triplets(clean, labels, generator)
-        finally:
-            self.sampler = source
-
-    def _left_alone(self) -> bool:
-        named = None if isinstance(self.destination, Constant) else self.destination.sampler
-        return self.mode == "reference" and named is self.sampler
 
     def _too_easy(self, wanted: Tensor) -> Callable[[Tensor], Tensor]:
         def loss(embeddings: Tensor) -> Tensor:

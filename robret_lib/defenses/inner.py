@@ -98,10 +98,15 @@ def a_hair_aside(clean: Tensor, generator: torch.Generator) -> Tensor:
 
 def check_inner(of: nn.Module, search: Search) -> None:
     """Raise a TypeError unless it is a search by gradients, which may follow a loss of several images."""
-    inner = search
-    while hasattr(inner, "search"):  # of `Averaged`, or `Transfer`
-        inner = inner.search
+    inner = innermost(search)
     if isinstance(inner, ValueSearch):
         raise TypeError(
             f"{type(of).__name__} with a {type(inner).__name__}: expected a search by gradients, PGD or AutoPGD"
         )
+
+
+def innermost(search: Search) -> Search:
+    """The search inside of `DrawnRadius`, `Averaged` or `Transfer`, or itself."""
+    while hasattr(search, "search"):
+        search = search.search
+    return search

@@ -1,5 +1,7 @@
 """What a defense remembers from step to step, as buffers: a checkpoint holds it, and processes agree on it."""
 
+from fractions import Fraction
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -21,9 +23,12 @@ class Progress(nn.Module):
         self.steps = steps
         self.register_buffer("done", torch.zeros((), dtype=torch.int64))
 
-    def advance(self) -> float:
-        """Count a step; gives the share of the training before it, in [0, 1), or 1 where it goes on beyond its end."""
-        share = min(1.0, self.done.item() / self.steps)
+    def advance(self) -> Fraction:
+        """Count a step; gives the share of the training before it, in [0, 1), or 1 where it goes on beyond its end.
+
+        Exactly, so that a step at which an epoch begins is not counted to the one before it.
+        """
+        share = min(Fraction(1), Fraction(self.done.item(), self.steps))
         self.done += 1
         return share
 

@@ -19,9 +19,16 @@ class DrawnRadius:
 
     Args:
         search: The search; its eps is the largest radius.
+
+    Raises:
+        TypeError: Another search than `PGD` or `AutoPGD`.
     """
 
     search: PGD | AutoPGD
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.search, PGD | AutoPGD):
+            raise TypeError(f"DrawnRadius with {self.search!r}: expected PGD or AutoPGD, whose ball may be of any size")
 
     @property
     def eps(self) -> float:
