@@ -24,6 +24,9 @@ INNER_ATTACK = {
 SAMPLERS: dict[DefenseName, str] = {"panum": "distance", "hm": "softhard"}
 """Of the defenses that are published with another sampler than the random one."""
 
+KEPT_NEIGHBORHOOD = {"drawn_radius": True, "inner_steps": 7, "clean_weight": 1.0, "decay": 0.5}
+"""Of the neighborhood defense, whose steps are a quarter of the radius."""
+
 PUBLISHED_STAIRS = {
     "quick": {"inner_step": 20 / 255},
     "full": {"inner_step": 77 / 8 / 255, "inner_steps": 16},
@@ -100,6 +103,8 @@ def _defended(undefended: Recipe, attack: dict[str, object], changes: dict[str, 
     if defense is None:
         return replace(undefended, **changes)
     given = {"sampler": SAMPLERS[defense]} if defense in SAMPLERS else {}
+    if defense == "neighborhood":
+        given |= KEPT_NEIGHBORHOOD | {"inner_step": changes.get("eps", attack["eps"]) / 4}
     if defense == "fare" and "origin" not in changes:
         shared = {name: changes[name] for name in (*OF_A_MODEL, "seed") if name in changes}
         given["origin"] = replace(undefended, **shared)
