@@ -17,7 +17,6 @@ from tqdm import tqdm
 from robret_lib import data, models, recipes, training
 from robret_lib.attacks import PGD, AutoPGD
 from robret_lib.defenses import DrawnRadius, KeptNeighborhood
-from robret_lib.distances import pairwise_distance
 from robret_lib.files import written_whole
 from robret_lib.scores import robust_recall
 from tests.benchmarks.measuring import machine, write_or_print
@@ -34,11 +33,7 @@ class SoftMargin(KeptNeighborhood):
     MARGIN = 0.2
 
     def losses(self, queries: Tensor, references: Tensor, labels: Tensor) -> Tensor:
-        distances = (
-            pairwise_distance(queries, references)
-            if not queries.requires_grad
-            else torch.cdist(queries, references, compute_mode="donot_use_mm_for_euclid_dist")
-        )
+        distances = torch.cdist(queries, references, compute_mode="donot_use_mm_for_euclid_dist")
         itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
         same = (labels[:, None] == labels) & ~itself
         other = labels[:, None] != labels
