@@ -26,7 +26,9 @@ from robret_lib.data import Protocol, RetrievalData, Split, retrieval_data
 from robret_lib.defenses import AntiCollapseTriplets, act
 from robret_lib.metrics import recall_at_k
 from robret_lib.models import embed
-from robret_lib.recipes import FASHION_MNIST, Recipe, fashion_mnist, trained
+from robret_lib.recipes import FASHION_MNIST, Recipe, fashion_mnist, kept, trained
+from robret_lib.recipes import recipe as recipe_module
+from robret_lib.recipes.named import GENERATION
 
 CPU = torch.device("cpu")
 SAMPLERS = get_args(recipes.SamplerName)
@@ -177,21 +179,24 @@ def test_every_part_of_a_recipe_is_part_of_its_name(field):
         "clean_weight": 1.0,
         "ramp": 0.0,
         "decay": 0.5,
+        "mode": "reference",
+        "pretrained": True,
+        "crop": 24,
     }
     data = some_data()
-    assert recipes._key(replace(RECIPE, **{field: changes[field]}), data) != recipes._key(RECIPE, data)
+    assert kept._key(replace(RECIPE, **{field: changes[field]}), data) != kept._key(RECIPE, data)
 
 
 def test_other_training_data_has_another_name():
     data = some_data()
-    key = recipes._key(RECIPE, data)
-    assert key == recipes._key(RECIPE, some_data())
-    assert key != recipes._key(RECIPE, some_data(seed=1))
+    key = kept._key(RECIPE, data)
+    assert key == kept._key(RECIPE, some_data())
+    assert key != kept._key(RECIPE, some_data(seed=1))
     images, labels = data.train.images.clone(), data.train.labels.clone()
     images[7, 0, 3, 3] ^= 1
-    assert key != recipes._key(RECIPE, replace(data, train=Split(images, data.train.labels)))
+    assert key != kept._key(RECIPE, replace(data, train=Split(images, data.train.labels)))
     labels[0] = 1
-    assert key != recipes._key(RECIPE, replace(data, train=Split(data.train.images, labels)))
+    assert key != kept._key(RECIPE, replace(data, train=Split(data.train.images, labels)))
 
 
 @pytest.fixture
@@ -203,7 +208,7 @@ def edited(monkeypatch):
         assert source != original(module)
         with monkeypatch.context() as patch:
             patch.setattr(inspect, "getsource", lambda asked: source if asked is module else original(asked))
-            spec = importlib.util.spec_from_file_location("recipes_imported_again", recipes.__file__)
+            spec = importlib.util.spec_from_file_location("recipes_imported_again", kept.__file__)
             again = importlib.util.module_from_spec(spec)
             patch.setitem(sys.modules, spec.name, again)
             spec.loader.exec_module(again)
@@ -219,17 +224,17 @@ DEFENDED = replace(RECIPE, defense="act", eps=0.1, inner_step=0.05, inner_steps=
 @pytest.mark.parametrize("module", [distances, models, mining, objectives, retrieval_data, training])
 def test_other_code_renames_a_quick_model_and_no_long_one(module, edited):
     again, data = edited(module, inspect.getsource(module) + "\nlast = 1\n"), some_data()
-    assert again._key(RECIPE, data) != recipes._key(RECIPE, data)
-    assert again._key(DEFENDED, data) != recipes._key(DEFENDED, data)
-    assert again._key(LONG, data) == recipes._key(LONG, data)
+    assert again._key(RECIPE, data) != kept._key(RECIPE, data)
+    assert again._key(DEFENDED, data) != kept._key(DEFENDED, data)
+    assert again._key(LONG, data) == kept._key(LONG, data)
 
 
 @pytest.mark.parametrize("module", [act, ball, passes, pgd])
 def test_other_code_of_a_defense_renames_only_quick_models_that_have_it(module, edited):
     again, data = edited(module, inspect.getsource(module) + "\nlast = 1\n"), some_data()
-    assert again._key(DEFENDED, data) != recipes._key(DEFENDED, data)
+    assert again._key(DEFENDED, data) != kept._key(DEFENDED, data)
     for recipe in (RECIPE, LONG, replace(DEFENDED, generation=1)):
-        assert again._key(recipe, data) == recipes._key(recipe, data)
+        assert again._key(recipe, data) == kept._key(recipe, data)
 
 
 @pytest.mark.parametrize("module", [distances, models, mining, objectives, retrieval_data, training])
@@ -240,27 +245,27 @@ def test_other_words_rename_no_model(module, edited):
         source.replace(docstring.splitlines()[0], "Other words."),
         source.replace("\n\n\n", "\n\n\n\n"),
     ):
-        assert edited(module, changed)._key(RECIPE, data) == recipes._key(RECIPE, data)
+        assert edited(module, changed)._key(RECIPE, data) == kept._key(RECIPE, data)
 
 
 @pytest.mark.parametrize("module", [metrics, data_package, attacks, auto_pgd])
 def test_code_that_decides_no_weight_renames_no_model(module, edited):
     again, data = edited(module, inspect.getsource(module) + "\nlast = 1\n"), some_data()
     for recipe in (RECIPE, DEFENDED):
-        assert again._key(recipe, data) == recipes._key(recipe, data)
+        assert again._key(recipe, data) == kept._key(recipe, data)
 
 
 def test_code_edited_during_a_training_does_not_name_the_model(monkeypatch):
-    key = recipes._key(RECIPE, some_data())
+    key = kept._key(RECIPE, some_data())
     monkeypatch.setattr(inspect, "getsource", lambda _: "edited = True")
-    assert recipes._key(RECIPE, some_data()) == key
+    assert kept._key(RECIPE, some_data()) == key
 
 
 def test_another_version_of_torch_renames_a_quick_model_and_no_long_one(monkeypatch):
     data = some_data()
-    quick, long = recipes._key(RECIPE, data), recipes._key(LONG, data)
+    quick, long = kept._key(RECIPE, data), kept._key(LONG, data)
     monkeypatch.setattr(torch, "__version__", "3.0")
-    assert recipes._key(RECIPE, data) != quick and recipes._key(LONG, data) == long
+    assert kept._key(RECIPE, data) != quick and kept._key(LONG, data) == long
 
 
 @pytest.mark.parametrize(("field", "value"), [("lr", 5e-3), ("sampler", "hard"), ("distance", "C"), ("seed", 1)])
@@ -273,7 +278,7 @@ def test_another_default_renames_models(recipe, field, value):
         return make_dataclass("Recipe", [(name, object, value) for name, value in values.items()])()
 
     data = some_data()
-    assert recipes._key(all_by_default(**{field: value}), data) != recipes._key(all_by_default(), data)
+    assert kept._key(all_by_default(**{field: value}), data) != kept._key(all_by_default(), data)
 
 
 def test_other_searched_images_and_another_protocol_have_another_name():
@@ -284,14 +289,14 @@ def test_other_searched_images_and_another_protocol_have_another_name():
     searched = Split(images, data.query.labels)
     other = replace(data.protocol, self_excluded=False)
     for changed in (replace(data, query=searched, gallery=searched), replace(data, protocol=other)):
-        assert recipes._key(RECIPE, changed) != recipes._key(RECIPE, data)
+        assert kept._key(RECIPE, changed) != kept._key(RECIPE, data)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16])
 def test_data_of_any_type_have_a_name(kind):
     data = some_data()
     split = Split((data.train.images / 255).to(kind), data.train.labels)
-    assert len(recipes._key(RECIPE, replace(data, train=split, query=split, gallery=split))) == 16
+    assert len(kept._key(RECIPE, replace(data, train=split, query=split, gallery=split))) == 16
 
 
 def test_a_new_field_renames_no_model(monkeypatch):
@@ -299,17 +304,17 @@ def test_a_new_field_renames_no_model(monkeypatch):
     class Longer(Recipe):
         augmentation: str = "none"
 
-    monkeypatch.setitem(recipes.ADDED_LATER, "augmentation", "none")
+    monkeypatch.setitem(recipe_module.ADDED_LATER, "augmentation", "none")
     longer = Longer(**asdict(LONG))
-    assert recipes._key(longer, some_data()) == recipes._key(LONG, some_data())
-    assert recipes._key(replace(longer, augmentation="flips"), some_data()) != recipes._key(LONG, some_data())
+    assert kept._key(longer, some_data()) == kept._key(LONG, some_data())
+    assert kept._key(replace(longer, augmentation="flips"), some_data()) != kept._key(LONG, some_data())
 
 
 @pytest.mark.parametrize(("distance", "name"), [("N", "3dee678c74ddf11f"), ("E", "1289a508cef04e63")])
 def test_models_that_took_hours_keep_their_names(distance, name):
     """A name is a promise: whoever has such a model must still find it. Raising the generation is what ends it."""
     recipe = fashion_mnist("full", distance=distance, generation=1)
-    assert recipes._key(recipe, some_data()) == name
+    assert kept._key(recipe, some_data()) == name
 
 
 # The code as the weights see it: where it changes them, GENERATION has to be raised, and these numbers with it
@@ -330,9 +335,9 @@ def trained_a_little(distance="N", sampler="random", defense=None):
     """How far four steps of a full-scale recipe move the weights along a fixed direction; the same on any machine."""
     changes = {"steps": 4, "pairs": 4} | ({"inner_steps": 4} if defense else {})
     recipe = fashion_mnist("full", distance=distance, sampler=sampler, defense=defense, **changes)
-    data, model = some_data(), recipes._initial_model(recipe).double()
+    data, model = some_data(), kept._initial_model(recipe).double()
     before = torch.nn.utils.parameters_to_vector(model.parameters()).clone()
-    training.train(model, data.train, *recipes._plan(recipe))
+    training.train(model, data.train, *kept._plan(recipe))
     moved = torch.nn.utils.parameters_to_vector(model.parameters()).detach() - before
     return (moved * torch.linspace(-1, 1, len(moved), dtype=torch.float64)).sum().item()
 
@@ -347,9 +352,9 @@ def test_full_scale_weights_of_a_defense_are_those_of_the_generation():
 
 
 def assert_of_the_generation(found, *key):
-    assert found == pytest.approx(WEIGHTS_OF_THE_GENERATION.get((recipes.GENERATION, *key)), rel=1e-6), (
-        "full-scale models come out different now: raise recipes.GENERATION, so that they are trained again, and "
-        f"store {(recipes.GENERATION + 1, *key)}: {found!r}"
+    assert found == pytest.approx(WEIGHTS_OF_THE_GENERATION.get((GENERATION, *key)), rel=1e-6), (
+        "full-scale models come out different now: raise GENERATION, so that they are trained again, and "
+        f"store {(GENERATION + 1, *key)}: {found!r}"
     )
 
 
@@ -488,11 +493,11 @@ def test_the_recipe_of_a_defense_brings_its_inner_attack():
     assert (quick.eps, quick.inner_step, quick.inner_steps) == (77 / 255, 12 / 255, 8)
     assert fashion_mnist("quick", defense="act", inner_steps=2) == replace(quick, inner_steps=2)
     assert fashion_mnist("quick", defense=None) == FASHION_MNIST["quick"]
-    objective, schedule = recipes._plan(replace(quick, sampler="softhard", distance="C"))
+    objective, schedule = kept._plan(replace(quick, sampler="softhard", distance="C"))
     assert isinstance(objective, AntiCollapseTriplets)
     assert (objective.sampler, objective.distance) == (mining.softhard, "C")
     assert objective.search == attacks.PGD(77 / 255, 12 / 255, 8)
-    assert schedule == recipes._plan(FASHION_MNIST["quick"])[1]
+    assert schedule == kept._plan(FASHION_MNIST["quick"])[1]
 
 
 def test_a_defense_nobody_knows_is_refused():
@@ -596,7 +601,7 @@ def test_a_whitened_model_is_kept_and_named_by_all_that_decides_it(tmp_path, mon
     assert torch.equal(embed(first.model, data.query.images), embed(again.model, data.query.images))
     assert first.seconds == again.seconds and again.history == []
     changes = ({"shrinkage": 2.0}, {"embedding_dim": 7}, {"backbone": "resnet18"}, {"distance": "C"})
-    keys = [recipes._key(replace(recipe, **change), data) for change in ({}, *changes)]
+    keys = [kept._key(replace(recipe, **change), data) for change in ({}, *changes)]
     assert len(set(keys)) == 5
 
 

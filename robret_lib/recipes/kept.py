@@ -1,4 +1,4 @@
-"""The models the chapters train, each from a recipe, trained once and kept for the next chapter.
+"""Models that are trained once and kept for the next chapter.
 
 What decides the weights is the recipe, the data and the code, so a model is filed under the three. Of the code, a
 quick model takes `CODE` itself: whoever edits it never meets old weights. A model that took hours must outlive an edit
@@ -15,11 +15,10 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import ClassVar, Literal, get_args
 
 import torch
 from safetensors import safe_open
@@ -28,7 +27,7 @@ from torch import nn
 
 from robret_lib import augmentation, distances, metrics, mining, models, objectives, training, whitening
 from robret_lib.attacks.search import ball, passes, pgd
-from robret_lib.data import RetrievalData, Split, center_cropped, data_root, load, retrieval_data
+from robret_lib.data import RetrievalData, Split, data_root, retrieval_data
 from robret_lib.defenses import (
     act,
     ca_tride,
@@ -49,189 +48,12 @@ from robret_lib.defenses import (
 )
 from robret_lib.defenses.named import DefenseName
 from robret_lib.files import one_at_a_time, written_whole
+from robret_lib.recipes import recipe as recipe_module
+from robret_lib.recipes.recipe import ADDED_LATER, Recipe, Whitened
 from robret_lib.scores import robust_recall
-
-SamplerName = Literal["random", "semihard", "softhard", "distance", "hard"]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the weights, besides the data and the code.
-
-    Args:
-        backbone, embedding_dim, distance: As in `models.build`.
-        sampler: Name of a sampler of `mining`.
-        steps, pairs, lr, weight_decay, seed: As in `training.Schedule`; the seed draws the initial weights too.
-        generation: Of the code, for a model that takes hours to train; None takes the code itself.
-        defense: What is minimized in place of the triplet loss, a module of `defenses`; None is the triplet loss.
-        eps, inner_step, inner_steps: Of the attack inside of the defense, see `attacks.PGD`; in pixel units.
-        drawn_radius: Whether the attack gets a radius of its own for each image, see `defenses.DrawnRadius`.
-        hardness: Of "hm": the constant that the attack makes for, see `defenses.Constant`; None is `defenses.Gradual`.
-        invariance: Of "hm", see `defenses.HardnessManipulation`.
-        sharpness: Of "ca_tride", see `defenses.CollapseAwareTriplets`.
-        origin: The training goes on from the model of this recipe, which is trained first; None begins anew.
-        temperature, clean_weight, ramp: Of "neighborhood", see `defenses.KeptNeighborhood`.
-        decay: As in `training.Schedule`.
-        mode: Of the sampler and the defense, see `mining.Mode`.
-        pretrained: Whether it begins with ImageNet weights, see `models.build`.
-        crop: Side in pixels of the random crops that it learns on, mirrored or not; 0 takes images as they are.
-        watched_eps: At which radius robust recall joins the history; 0 leaves it out.
-
-    Raises:
-        ValueError: A defense of another name; an origin whose weights do not fit, or none where the defense needs it.
-    """
-
-    backbone: str
-    embedding_dim: int
-    steps: int
-    pairs: int
-    distance: models.Distance = "N"
-    sampler: SamplerName = "random"
-    lr: float = 1e-3
-    weight_decay: float = 1e-7
-    seed: int = 0
-    generation: int | None = None
-    defense: DefenseName | None = None
-    eps: float = 0.0
-    inner_step: float = 0.0
-    inner_steps: int = 0
-    drawn_radius: bool = False
-    hardness: float | None = None
-    invariance: float = 0.0
-    sharpness: float = 10.0
-    origin: "Recipe | None" = None
-    watched_eps: float = 0.0
-    temperature: float = 0.1
-    clean_weight: float = 0.5
-    ramp: float = 0.5
-    decay: float = 0.0
-    mode: mining.Mode = "fixed"
-    pretrained: bool = False
-    crop: int = 0
-
-    def __post_init__(self) -> None:
-        if self.defense not in (None, *get_args(DefenseName)):
-            raise ValueError(f"defense={self.defense!r}: expected one of {get_args(DefenseName)}, or None")
-        if self.defense == "fare" and self.origin is None:
-            raise ValueError('defense="fare" tunes a network: expected an origin, the recipe of that network')
-        for name in OF_A_MODEL if self.origin else ():
-            own, of_origin = getattr(self, name), getattr(self.origin, name)
-            if own != of_origin:
-                raise ValueError(f"{name}={own!r} with an origin of {name}={of_origin!r}: expected the same")
-
-
-@dataclass(frozen=True)
-class Whitened:
-    """A network with ImageNet weights, its trunk left as it is, its head fitted by `whitening.learned_whitening`.
-
-    Nothing in it is random.
-
-    Args:
-        backbone, embedding_dim, distance: As in `models.build`.
-        shrinkage: As in `whitening.learned_whitening`.
-    """
-
-    backbone: str
-    embedding_dim: int
-    distance: models.Distance = "N"
-    shrinkage: float = 1.0
-
-    generation: ClassVar[None] = None
-    defense: ClassVar[None] = None
-    origin: ClassVar[None] = None
-
-
-ADDED_LATER: dict[str, object] = {
-    "generation": None,
-    "defense": None,
-    "eps": 0.0,
-    "inner_step": 0.0,
-    "inner_steps": 0,
-    "drawn_radius": False,
-    "hardness": None,
-    "invariance": 0.0,
-    "sharpness": 10.0,
-    "origin": None,
-    "watched_eps": 0.0,
-    "temperature": 0.1,
-    "clean_weight": 0.5,
-    "ramp": 0.5,
-    "decay": 0.0,
-    "mode": "fixed",
-    "pretrained": False,
-    "crop": 0,
-}
-"""Fields of `Recipe` that came after models had been kept, with the value that says what was true before.
-
-Written down here, since a default may change; a field that has this value is not part of a model's name.
-"""
-
-GENERATION = 1
-"""Raise it, and with it train all full-scale models again, where an edit of the code changes their weights."""
-
-FASHION_MNIST = {
-    "quick": Recipe("c2f2_half", embedding_dim=128, steps=400, pairs=64),
-    # RobRank `rc2f2`: 8 passes over 60,000 pairs
-    "full": Recipe("c2f2", embedding_dim=512, steps=8 * 469, pairs=128, generation=GENERATION),
-}
-
-INNER_ATTACK = {
-    "quick": {"eps": 77 / 255, "inner_step": 12 / 255, "inner_steps": 8},
-    "full": {"eps": 77 / 255, "inner_step": 3 / 255, "inner_steps": 32},  # RobRank `rc2f2p`
-}
-"""Of the defenses of Fashion-MNIST. In eight steps of 12/255 an image can cross the ball as it can in 32 of 3/255."""
-
-OF_A_DEFENSE: dict[DefenseName, dict[str, dict[str, object]]] = {
-    "panum": {scale: {"sampler": "distance"} for scale in FASHION_MNIST},
-    "hm": {scale: {"sampler": "softhard"} for scale in FASHION_MNIST},
-    # published with 16 steps of an eighth of the radius, so that an image can cross the ball once the steps are long
-    "ca_tride": {
-        "quick": {"inner_step": 20 / 255},
-        "full": {"inner_step": 77 / 8 / 255, "inner_steps": 16},
-    },
-}
-"""What some of them need besides, by scale."""
-
-OF_A_MODEL = ("backbone", "embedding_dim", "distance")
-"""The fields that a recipe shares with its origin."""
-
-WATCHED_EPS = 16 / 255
-"""Where robust recall is watched while a defense of Fashion-MNIST trains: most published defenses differ there."""
 
 WATCHED_QUERIES = 200
 """Of how many queries."""
-
-OFFICIAL = {
-    # RobRank `rres18`: 75 passes over pairs in two processes of 56 each; the learning rate is that of its code
-    name: Recipe(
-        "resnet18",
-        embedding_dim=512,
-        steps=75 * steps_per_pass,
-        pairs=112,
-        lr=1e-5,
-        weight_decay=4e-4,
-        generation=GENERATION,
-        pretrained=True,
-        crop=224,
-    )
-    for name, steps_per_pass in {"cub": 53, "cars": 72, "sop": 532}.items()
-}
-"""The undefended networks of the published tables of color photographs, by data set.
-
-Images come as squares of 256 pixels and are cropped to 224. In one process, batches are as large as in the two
-processes of the published runs, and triplets are drawn from all of a batch.
-"""
-
-SHARPNESS = {"cub": 10.0, "cars": 9.5, "sop": 2.0}
-"""lambda of CA-TRIDE."""
-
-IMAGE_SIZE = 256
-"""Side in pixels of the squares that they are cropped from."""
-
-OFFICIAL_ATTACK = {"eps": 8 / 255, "inner_step": 1 / 255, "inner_steps": 32}
-"""Of the defenses of color photographs (RobRank `rres18p`; the paper of HM has 8 steps by default)."""
-
-PHOTOGRAPHS = Whitened("efficientnet_lite0", embedding_dim=128)
 
 
 @dataclass(frozen=True)
@@ -252,69 +74,6 @@ class Trained:
     history: list[dict[str, float]]
     seconds: float
     device: str
-
-
-def fashion_mnist(scale: str, **changes: object) -> Recipe:
-    """The chapters' recipe for Fashion-MNIST at "quick" or "full" scale, with the named fields changed.
-
-    With a ``defense`` it has the inner attack of its scale, and whatever else the defense needs: "fare" an origin,
-    which is the undefended model of the same backbone, embedding, distance and seed.
-    """
-    defense = changes.get("defense")
-    if defense:
-        its_own = OF_A_DEFENSE.get(defense, {}).get(scale, {})
-        changes = INNER_ATTACK[scale] | {"watched_eps": WATCHED_EPS} | its_own | changes
-    if defense == "fare" and "origin" not in changes:
-        shared = {name: changes[name] for name in (*OF_A_MODEL, "seed") if name in changes}
-        changes |= {"origin": replace(FASHION_MNIST[scale], **shared)}
-    return replace(FASHION_MNIST[scale], **changes)
-
-
-def official(name: str, **changes: object) -> Recipe:
-    """The recipe of the published tables for "cub", "cars" or "sop", with the named fields changed.
-
-    With a ``defense`` it has the published inner attack, too.
-
-    Raises:
-        ValueError: Another name.
-    """
-    if name not in OFFICIAL:
-        raise ValueError(f"name={name!r}: expected one of {tuple(OFFICIAL)}")
-    its_own = {}
-    if defense := changes.get("defense"):
-        its_own = OFFICIAL_ATTACK | {"watched_eps": OFFICIAL_ATTACK["eps"]}
-        if defense in ("hm", "panum"):
-            its_own["sampler"] = OF_A_DEFENSE[defense]["full"]["sampler"]
-        if defense == "ca_tride":
-            its_own |= {"inner_steps": 16, "sharpness": SHARPNESS[name]}
-        if defense == "fare":
-            its_own["origin"] = OFFICIAL[name]
-    return replace(OFFICIAL[name], **(its_own | changes))
-
-
-def published(name: str, scale: str, **changes: object) -> Recipe:
-    """The recipe for a data set: `fashion_mnist`, or `official` at scale "full".
-
-    Raises:
-        ValueError: One of the official sets at another scale.
-    """
-    if name == "fashion-mnist":
-        return fashion_mnist(scale, **changes)
-    if scale != "full":
-        raise ValueError(f'{name} at scale {scale!r}: expected scale="full"; only "fashion-mnist" has a quick one')
-    return official(name, **changes)
-
-
-def data_of(name: str, scale: str) -> RetrievalData:
-    """The data that `published` trains and is judged on; of the official sets crops of 224 of 256 pixels."""
-    if name == "fashion-mnist":
-        return load(name, scale)
-    return center_cropped(load(name, scale, size=IMAGE_SIZE), OFFICIAL[name].crop)
-
-
-def photographs(**changes: object) -> Whitened:
-    """The recipe for photographs, the chapters' and your own, with the named fields changed. It takes seconds."""
-    return replace(PHOTOGRAPHS, **changes)
 
 
 def trained(recipe: Recipe | Whitened, data: RetrievalData, device: torch.device, progress: bool = False) -> Trained:
@@ -508,9 +267,8 @@ def _digest(*parts: ModuleType) -> str:
     return hashlib.sha256("".join(_code(inspect.getsource(part)) for part in parts).encode()).hexdigest()
 
 
-CODE = _digest(
-    augmentation, distances, mining, models, objectives, retrieval_data, training, whitening, sys.modules[__name__]
-)
+_ALL = augmentation, distances, mining, models, objectives, retrieval_data, training, whitening
+CODE = _digest(*_ALL, recipe_module, sys.modules[__name__])
 """The code that makes a model, as it was imported: an edit while a model is trained must not name it."""
 
 PARTS: dict[DefenseName, tuple[ModuleType, ...]] = {

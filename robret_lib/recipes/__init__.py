@@ -1,0 +1,30 @@
+"""The models the chapters train, each from a recipe, trained once and kept for the next chapter."""
+
+from robret_lib.defenses.named import DefenseName
+from robret_lib.recipes.kept import Trained, trained
+from robret_lib.recipes.named import (
+    FASHION_MNIST,
+    INNER_ATTACK,
+    data_of,
+    fashion_mnist,
+    official,
+    photographs,
+    published,
+)
+from robret_lib.recipes.recipe import Recipe, SamplerName, Whitened
+
+__all__ = [
+    "FASHION_MNIST",
+    "INNER_ATTACK",
+    "DefenseName",
+    "Recipe",
+    "SamplerName",
+    "Trained",
+    "Whitened",
+    "data_of",
+    "fashion_mnist",
+    "official",
+    "photographs",
+    "published",
+    "trained",
+]

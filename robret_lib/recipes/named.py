@@ -1,0 +1,131 @@
+"""The recipes of the chapters and of the published tables, by data set."""
+
+from dataclasses import replace
+
+from robret_lib.data import RetrievalData, center_cropped, load
+from robret_lib.defenses.named import DefenseName
+from robret_lib.recipes.recipe import OF_A_MODEL, Recipe, Whitened
+
+GENERATION = 1
+"""Raise it, and with it train all full-scale models again, where an edit of the code changes their weights."""
+
+FASHION_MNIST = {
+    "quick": Recipe("c2f2_half", embedding_dim=128, steps=400, pairs=64),
+    # RobRank `rc2f2`: 8 passes over 60,000 pairs
+    "full": Recipe("c2f2", embedding_dim=512, steps=8 * 469, pairs=128, generation=GENERATION),
+}
+
+INNER_ATTACK = {
+    "quick": {"eps": 77 / 255, "inner_step": 12 / 255, "inner_steps": 8},
+    "full": {"eps": 77 / 255, "inner_step": 3 / 255, "inner_steps": 32},  # RobRank `rc2f2p`
+}
+"""Of the defenses of Fashion-MNIST. In eight steps of 12/255 an image can cross the ball as it can in 32 of 3/255."""
+
+SAMPLERS: dict[DefenseName, str] = {"panum": "distance", "hm": "softhard"}
+"""Of the defenses that are published with another sampler than the random one."""
+
+PUBLISHED_STAIRS = {
+    "quick": {"inner_step": 20 / 255},
+    "full": {"inner_step": 77 / 8 / 255, "inner_steps": 16},
+}
+"""Of CA-TRIDE, published with 16 steps of an eighth of the radius: once they are long, an image can cross the ball."""
+
+WATCHED_EPS = 16 / 255
+"""Where robust recall is watched while a defense of Fashion-MNIST trains: most published defenses differ there."""
+
+OFFICIAL = {
+    # RobRank `rres18`: 75 passes over pairs in two processes of 56 each; the learning rate is that of its code
+    name: Recipe(
+        "resnet18",
+        embedding_dim=512,
+        steps=75 * steps_per_pass,
+        pairs=112,
+        lr=1e-5,
+        weight_decay=4e-4,
+        generation=GENERATION,
+        pretrained=True,
+        crop=224,
+    )
+    for name, steps_per_pass in {"cub": 53, "cars": 72, "sop": 532}.items()
+}
+"""The undefended networks of the published tables of color photographs, by data set.
+
+Images come as squares of 256 pixels and are cropped to 224. In one process, batches are as large as in the two
+processes of the published runs, and triplets are drawn from all of a batch.
+"""
+
+SHARPNESS = {"cub": 10.0, "cars": 9.5, "sop": 2.0}
+"""lambda of CA-TRIDE."""
+
+IMAGE_SIZE = 256
+"""Side in pixels of the squares that they are cropped from."""
+
+OFFICIAL_ATTACK = {"eps": 8 / 255, "inner_step": 1 / 255, "inner_steps": 32}
+"""Of the defenses of color photographs (RobRank `rres18p`; the paper of HM has 8 steps by default)."""
+
+PHOTOGRAPHS = Whitened("efficientnet_lite0", embedding_dim=128)
+
+
+def fashion_mnist(scale: str, **changes: object) -> Recipe:
+    """The chapters' recipe for Fashion-MNIST at "quick" or "full" scale, with the named fields changed.
+
+    With a ``defense`` it has the inner attack of its scale, and whatever else the defense needs: "fare" an origin,
+    which is the undefended model of the same backbone, embedding, distance and seed.
+    """
+    attack = INNER_ATTACK[scale] | {"watched_eps": WATCHED_EPS}
+    if changes.get("defense") == "ca_tride":
+        attack |= PUBLISHED_STAIRS[scale]
+    return _defended(FASHION_MNIST[scale], attack, changes)
+
+
+def official(name: str, **changes: object) -> Recipe:
+    """The recipe of the published tables for "cub", "cars" or "sop", with the named fields changed.
+
+    With a ``defense`` it has the published inner attack, and whatever else the defense needs.
+
+    Raises:
+        ValueError: Another name.
+    """
+    if name not in OFFICIAL:
+        raise ValueError(f"name={name!r}: expected one of {tuple(OFFICIAL)}")
+    attack = OFFICIAL_ATTACK | {"watched_eps": OFFICIAL_ATTACK["eps"], "sharpness": SHARPNESS[name]}
+    if changes.get("defense") == "ca_tride":
+        attack |= {"inner_steps": 16}
+    return _defended(OFFICIAL[name], attack, changes)
+
+
+def _defended(undefended: Recipe, attack: dict[str, object], changes: dict[str, object]) -> Recipe:
+    """The undefended recipe with changes; with a defense among them also its sampler, attack and origin."""
+    defense = changes.get("defense")
+    if defense is None:
+        return replace(undefended, **changes)
+    given = {"sampler": SAMPLERS[defense]} if defense in SAMPLERS else {}
+    if defense == "fare" and "origin" not in changes:
+        shared = {name: changes[name] for name in (*OF_A_MODEL, "seed") if name in changes}
+        given["origin"] = replace(undefended, **shared)
+    return replace(undefended, **(attack | given | changes))
+
+
+def published(name: str, scale: str, **changes: object) -> Recipe:
+    """The recipe for a data set: `fashion_mnist`, or `official` at scale "full".
+
+    Raises:
+        ValueError: One of the official sets at another scale.
+    """
+    if name == "fashion-mnist":
+        return fashion_mnist(scale, **changes)
+    if scale != "full":
+        raise ValueError(f'{name} at scale {scale!r}: expected scale="full"; only "fashion-mnist" has a quick one')
+    return official(name, **changes)
+
+
+def data_of(name: str, scale: str) -> RetrievalData:
+    """The data that `published` trains and is judged on; of the official sets crops of 224 of 256 pixels."""
+    if name == "fashion-mnist":
+        return load(name, scale)
+    return center_cropped(load(name, scale, size=IMAGE_SIZE), OFFICIAL[name].crop)
+
+
+def photographs(**changes: object) -> Whitened:
+    """The recipe for photographs, the chapters' and your own, with the named fields changed. It takes seconds."""
+    return replace(PHOTOGRAPHS, **changes)

@@ -1,0 +1,125 @@
+"""What a recipe says: everything that decides the weights of a model, besides the data and the code."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+from robret_lib import mining, models
+from robret_lib.defenses.named import DefenseName
+
+SamplerName = Literal["random", "semihard", "softhard", "distance", "hard"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights, besides the data and the code.
+
+    Args:
+        backbone, embedding_dim, distance: As in `models.build`.
+        sampler: Name of a sampler of `mining`.
+        steps, pairs, lr, weight_decay, seed: As in `training.Schedule`; the seed draws the initial weights too.
+        generation: Of the code, for a model that takes hours to train; None takes the code itself.
+        defense: What is minimized in place of the triplet loss, a module of `defenses`; None is the triplet loss.
+        eps, inner_step, inner_steps: Of the attack inside of the defense, see `attacks.PGD`; in pixel units.
+        drawn_radius: Whether the attack gets a radius of its own for each image, see `defenses.DrawnRadius`.
+        hardness: Of "hm": the constant that the attack makes for, see `defenses.Constant`; None is `defenses.Gradual`.
+        invariance: Of "hm", see `defenses.HardnessManipulation`.
+        sharpness: Of "ca_tride", see `defenses.CollapseAwareTriplets`.
+        origin: The training goes on from the model of this recipe, which is trained first; None begins anew.
+        temperature, clean_weight, ramp: Of "neighborhood", see `defenses.KeptNeighborhood`.
+        decay: As in `training.Schedule`.
+        mode: Of the sampler and the defense, see `mining.Mode`.
+        pretrained: Whether it begins with ImageNet weights, see `models.build`.
+        crop: Side in pixels of the random crops that it learns on, mirrored or not; 0 takes images as they are.
+        watched_eps: At which radius robust recall joins the history; 0 leaves it out.
+
+    Raises:
+        ValueError: A defense of another name; an origin whose weights do not fit, or none where the defense needs it.
+    """
+
+    backbone: str
+    embedding_dim: int
+    steps: int
+    pairs: int
+    distance: models.Distance = "N"
+    sampler: SamplerName = "random"
+    lr: float = 1e-3
+    weight_decay: float = 1e-7
+    seed: int = 0
+    generation: int | None = None
+    defense: DefenseName | None = None
+    eps: float = 0.0
+    inner_step: float = 0.0
+    inner_steps: int = 0
+    drawn_radius: bool = False
+    hardness: float | None = None
+    invariance: float = 0.0
+    sharpness: float = 10.0
+    origin: "Recipe | None" = None
+    watched_eps: float = 0.0
+    temperature: float = 0.1
+    clean_weight: float = 0.5
+    ramp: float = 0.5
+    decay: float = 0.0
+    mode: mining.Mode = "fixed"
+    pretrained: bool = False
+    crop: int = 0
+
+    def __post_init__(self) -> None:
+        if self.defense not in (None, *get_args(DefenseName)):
+            raise ValueError(f"defense={self.defense!r}: expected one of {get_args(DefenseName)}, or None")
+        if self.defense == "fare" and self.origin is None:
+            raise ValueError('defense="fare" tunes a network: expected an origin, the recipe of that network')
+        for name in OF_A_MODEL if self.origin else ():
+            own, of_origin = getattr(self, name), getattr(self.origin, name)
+            if own != of_origin:
+                raise ValueError(f"{name}={own!r} with an origin of {name}={of_origin!r}: expected the same")
+
+
+@dataclass(frozen=True)
+class Whitened:
+    """A network with ImageNet weights, its trunk left as it is, its head fitted by `whitening.learned_whitening`.
+
+    Nothing in it is random.
+
+    Args:
+        backbone, embedding_dim, distance: As in `models.build`.
+        shrinkage: As in `whitening.learned_whitening`.
+    """
+
+    backbone: str
+    embedding_dim: int
+    distance: models.Distance = "N"
+    shrinkage: float = 1.0
+
+    generation: ClassVar[None] = None
+    defense: ClassVar[None] = None
+    origin: ClassVar[None] = None
+
+
+OF_A_MODEL = ("backbone", "embedding_dim", "distance")
+"""The fields that a recipe shares with its origin."""
+
+ADDED_LATER: dict[str, object] = {
+    "generation": None,
+    "defense": None,
+    "eps": 0.0,
+    "inner_step": 0.0,
+    "inner_steps": 0,
+    "drawn_radius": False,
+    "hardness": None,
+    "invariance": 0.0,
+    "sharpness": 10.0,
+    "origin": None,
+    "watched_eps": 0.0,
+    "temperature": 0.1,
+    "clean_weight": 0.5,
+    "ramp": 0.5,
+    "decay": 0.0,
+    "mode": "fixed",
+    "pretrained": False,
+    "crop": 0,
+}
+"""Fields of `Recipe` that came after models had been kept, with the value that says what was true before.
+
+Written down here, since a default may change; a field that has this value is not part of a model's name.
+"""
