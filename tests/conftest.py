@@ -1,9 +1,9 @@
-"""For all tests: a machine of any speed. Fixtures: `small_retrieval`, trained for each distance; a toy checkout."""
+"""For all tests: a machine of any speed. Fixtures: `small_retrieval`, trained for each distance; `PGD`; a checkout."""
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from robret_lib.attacks import Gallery
+from robret_lib.attacks import PGD, Gallery
 from tests.small_retrieval import DISTANCES, SIZE, some_split, trained_model
 from tests.toy_checkout import end_all, make_checkout
 
@@ -54,6 +54,20 @@ def model(models):
 @pytest.fixture
 def gallery(galleries):
     return galleries["N"]
+
+
+@pytest.fixture
+def searches(monkeypatch):
+    """The images that every search was given, and what it made of them: pairs, of all calls of `PGD`."""
+    calls, search = [], PGD.__call__
+
+    def noted(self, model, images, loss_fn, generator=None):
+        found = search(self, model, images, loss_fn, generator)
+        calls.append((images.clone(), found.clone()))
+        return found
+
+    monkeypatch.setattr(PGD, "__call__", noted)
+    return calls
 
 
 @pytest.fixture

@@ -17,6 +17,9 @@ class DrawnRadius:
     A network that only ever sees perturbations of full size learns little of the small ones, which are most of what it
     will meet. The steps of `PGD` shrink with the radius.
 
+    The radii of a batch are drawn before its random starts. So the batch size matters where a search has these; where
+    it has none, a generator on the CPU that is passed from batch to batch makes it irrelevant, as for any search.
+
     Args:
         search: The search; its eps is the largest radius.
 
