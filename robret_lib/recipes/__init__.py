@@ -7,9 +7,10 @@ from robret_lib.recipes.named import (
     INNER_ATTACK,
     data_of,
     fashion_mnist,
+    for_data,
     official,
     photographs,
-    published,
+    tuned_photographs,
 )
 from robret_lib.recipes.recipe import Recipe, SamplerName, Whitened
 
@@ -23,8 +24,9 @@ __all__ = [
     "Whitened",
     "data_of",
     "fashion_mnist",
+    "for_data",
     "official",
     "photographs",
-    "published",
     "trained",
+    "tuned_photographs",
 ]
