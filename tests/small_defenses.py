@@ -51,7 +51,7 @@ DEFENSES = [*BY_TRIPLETS, "ca_tride, candidates", "ca_tride, anchor", "fare", "n
 def a_defense(name, search=INNER, sampler=mining.random, distance="N"):
     """A defense in the middle of a training of eight steps, whose first weights are those of `small_model`."""
     if name in BY_TRIPLETS:
-        return BY_TRIPLETS[name](search, sampler, distance)
+        return BY_TRIPLETS[name](search, sampler, distance=distance)
     if name == "fare":
         search = replace(search, random_start=True) if isinstance(search, PGD) else search
         return FixedTargets(search, small_model(distance))

@@ -98,9 +98,11 @@ def test_each_mode_has_a_row_of_its_own(workflow):
 
 
 def test_quick_runs_and_other_chapters_are_left_out(workflow):
-    run_once(workflow, {"R@1 (N)": 80.0}, scale="quick")
+    quick = run_once(workflow, {"R@1 (N)": 80.0}, scale="quick")
     assert runs.results(CHAPTER, workflow / "results") == []
     path = run_once(workflow, {"R@1 (N)": 80.0})
+    for scale, file in (("quick", quick), ("full", path)):
+        assert runs.results(CHAPTER, workflow / "results", scale) == [json.loads(file.read_text())]
     assert runs.results(CHAPTER, workflow / "results") == [json.loads(path.read_text())]
     assert runs.results("91_other", workflow / "results") == []
     assert runs.results(CHAPTER, workflow / "absent") == []

@@ -67,7 +67,8 @@ def judged(scale: str, mode: str = "fixed", folder: Path | None = None) -> dict[
             continue
         of_label = found[settings["label"]]
         for other in of_label.values():
-            differing = {k for k in settings if settings[k] != other["parameters"].get(k)} - {"seed", "device"}
+            known = settings | other["parameters"]
+            differing = {k for k in known if settings.get(k) != other["parameters"].get(k)} - {"seed", "device"}
             if differing:
                 raise ResultError(f"the runs of {settings['label']!r} differ in {', '.join(sorted(differing))}")
         of_label[record["seed"]] = record

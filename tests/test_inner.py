@@ -1,0 +1,125 @@
+"""What the defenses by triplets share: where a shift is measured from, the margin of the sampler, what is refused."""
+
+import pytest
+import torch
+
+from robret_lib import mining
+from robret_lib.attacks import NES, PGD, AutoPGD, Averaged, Transfer
+from robret_lib.defenses import DrawnRadius
+from robret_lib.defenses.inner import Shift, a_hair_aside, innermost
+from robret_lib.objectives import MARGIN
+from tests.small_defenses import BY_TRIPLETS, INNER, MODES, a_batch, exact_batch, exact_model
+from tests.small_retrieval import DISTANCES, seeded, small_model
+
+
+def slopes(shift, embeddings):
+    embeddings = embeddings.clone().requires_grad_()
+    return torch.autograd.grad(shift(embeddings).sum(), embeddings)[0]
+
+
+def clean_embeddings(distance, count=12):
+    images, _ = exact_batch()
+    with torch.no_grad():
+        return exact_model(distance)(images)[:count]
+
+
+def cosines(u, v):
+    return (u * v).sum(1) / u.norm(dim=1) / v.norm(dim=1)
+
+
+@pytest.mark.parametrize("distance", ["N", "E"])
+def test_in_the_published_code_all_images_set_out_in_one_direction(distance):
+    """That of 1e-6 in every coordinate, within a tenth; after the first step it is that direction itself."""
+    clean = clean_embeddings(distance)
+    shift = Shift(clean, distance, "reference", seeded())
+    everywhere = torch.ones_like(clean)
+    assert (cosines(-slopes(shift, clean), everywhere) > 0.99).all()
+    torch.testing.assert_close(-slopes(shift, clean), everywhere / 4)  # of length one in 16 dimensions
+
+
+def test_in_the_published_code_a_cosine_distance_sets_out_from_a_jitter_and_then_from_the_image():
+    clean = clean_embeddings("C")
+    shift = Shift(clean, "C", "reference", seeded())
+    first = slopes(shift, clean)
+    assert set((first * 1e7).round().unique().tolist()) == {-1, 0, 1}
+    assert len(first.round(decimals=8).unique(dim=0)) == len(clean)
+    assert (slopes(shift, clean) == 0).all()
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_every_image_sets_out_in_a_direction_of_its_own(distance):
+    clean = clean_embeddings(distance)
+    shift = Shift(clean, distance, "fixed", seeded())
+    first = slopes(shift, clean)
+    assert (first.norm(dim=1) > 0).all()
+    assert cosines(first, first.roll(1, 0)).abs().max() < 0.9
+    torch.testing.assert_close(slopes(shift, clean), first)  # it is measured from there to the end
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_a_hair_is_a_thousandth_of_the_length(scale):
+    clean = scale * clean_embeddings("E")
+    aside = a_hair_aside(clean, seeded()) - clean
+    torch.testing.assert_close(aside.norm(dim=1), clean.norm(dim=1) / 1000)
+    assert torch.equal(a_hair_aside(clean, seeded()), a_hair_aside(clean, seeded()))
+    assert not torch.equal(a_hair_aside(clean, seeded()), a_hair_aside(clean, seeded(1)))
+
+
+WITH_THE_MARGIN_OF_RAW_EMBEDDINGS = {"rest", "act", "min_max", "ramd"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("name", BY_TRIPLETS)
+def test_four_published_defenses_give_the_sampler_the_margin_of_raw_embeddings_for_unit_vectors(name, distance, mode):
+    """Those that draw the triplets before the attack, but for HM; the margin of the loss is as ever."""
+    if name == "hm" and mode == "reference" and distance != "N":
+        pytest.skip("refused")
+    images, labels = a_batch()
+    given = []
+
+    def sampler(distances, labels, margin, *rest):
+        given.append(margin)
+        return mining.semihard(distances, labels, margin, *rest)
+
+    BY_TRIPLETS[name](INNER, sampler, distance=distance, mode=mode)(small_model(distance), images, labels, seeded(3))
+    forgotten = mode == "reference" and distance == "N" and name in WITH_THE_MARGIN_OF_RAW_EMBEDDINGS
+    assert given == [1.0 if forgotten else MARGIN[distance]]
+
+
+@pytest.mark.parametrize("name", BY_TRIPLETS)
+def test_an_anchor_is_its_own_positive_in_the_published_sampler_alone(name):
+    images, labels = a_batch()
+    for mode in MODES:
+        defense, own = BY_TRIPLETS[name](INNER, mining.softhard, mode=mode), 0
+        for seed in range(5):
+            triplets = defense.triplets(small_model()(images), labels, seeded(seed))
+            own += (triplets.anchor == triplets.positive).sum()
+        assert (own > 0) == (mode == "reference")
+
+
+@pytest.mark.parametrize("name", BY_TRIPLETS)
+def test_a_mode_nobody_knows_is_refused(name):
+    with pytest.raises(ValueError, match="mode='Reference': expected 'fixed' or 'reference'"):
+        BY_TRIPLETS[name](INNER, mining.random, mode="Reference")
+
+
+def test_the_innermost_search_is_found():
+    search = AutoPGD(0.1, 3)
+    for outer in (search, DrawnRadius(search), Averaged(search, 2), Averaged(DrawnRadius(search), 2)):
+        assert innermost(outer) is search
+
+
+@pytest.mark.parametrize("name", BY_TRIPLETS)
+def test_a_search_by_values_is_refused(name):
+    """It takes the loss of an image for its own, and that of a positive depends on its negative."""
+    nes = NES(0.1)
+    for search in (nes, Averaged(nes, 2), Transfer(small_model(), nes), Transfer(small_model(), Averaged(nes, 2))):
+        with pytest.raises(TypeError, match=f"{BY_TRIPLETS[name].__name__} with a NES: expected a search by gradients"):
+            BY_TRIPLETS[name](search, mining.random)
+
+
+@pytest.mark.parametrize("name", BY_TRIPLETS)
+def test_a_sampler_that_does_not_know_the_distance_is_refused(name):
+    with pytest.raises(ValueError, match="the distance-weighted sampler knows the unit sphere only"):
+        BY_TRIPLETS[name](PGD(0.1, 0.1, 1), mining.distance, distance="E")

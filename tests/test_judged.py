@@ -1,0 +1,174 @@
+"""Defenses that were judged: result files as the judge writes them, by label and seed, and side by side."""
+
+from pathlib import Path
+
+import pytest
+
+from robret_lib import runs
+
+ROOT = Path(__file__).parents[1]
+RULES = {
+    "label": runs.text(),
+    "scale": runs.choice("quick", "full"),
+    "seed": runs.integer(),
+    "mode": runs.choice("fixed", "reference"),
+    "eps": runs.fraction(),
+    "temperature": runs.optional(runs.fraction()),
+    "device": runs.choice("cpu"),
+    "out_dir": runs.folder(),
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes the result of a run; of every query, at each radius, 1 where it was answered right."""
+
+    def written(label, seed=0, standing=None, metrics=None, chapter="judge_defense", rules=RULES, **changes):
+        given = {"label": label, "scale": "quick", "seed": seed, "mode": "fixed", "eps": 0.1, "temperature": None}
+        given |= {"device": "cpu", "out_dir": str(tmp_path)} | changes
+        run = runs.start(chapter, {name: given[name] for name in rules}, **rules)
+        found = {name: runs.measured(value, n=4) for name, value in (metrics or {"R@1": 80.0}).items()}
+        return run.finish(found, "toy", given["mode"], {"standing": standing or {}})
+
+    return written
+
+
+@pytest.fixture
+def judged(tmp_path):
+    def found(scale="quick", **changes):
+        return runs.judged(scale, folder=tmp_path, **changes)
+
+    return found
+
+
+def test_without_a_result_nobody_has_been_judged(judged):
+    assert judged() == {}
+
+
+def test_labels_come_in_their_order_and_seeds_in_theirs(write, judged):
+    """Whatever the names of the files are, and the order they were written in; 10 is after 2."""
+    for label in ("b", "c", "a"):
+        for seed in (10, 0, 2):
+            write(label, seed, metrics={"R@1": seed + 0.5, "ERS": 30.0})
+    found = judged()
+    assert list(found) == ["a", "b", "c"]
+    for label, defense in found.items():
+        assert defense.label == label and set(defense.records) == {0, 2, 10}
+        assert all(record["seed"] == seed for seed, record in defense.records.items())
+        assert defense.values("R@1") == [0.5, 2.5, 10.5]
+
+
+def test_a_metric_that_some_runs_do_not_have_is_told_of_the_others(write, judged):
+    for seed, metrics in enumerate(({"R@1": 1.0, "ERS": 2.0}, {"R@1": 3.0}, {"R@1": 4.0, "ERS": 5.0})):
+        write("a", seed, metrics=metrics)
+    assert judged()["a"].values("ERS") == [2.0, 5.0]
+    assert judged()["a"].values("mAP") == []
+
+
+def test_levels_are_numbers_in_their_order(write, judged):
+    """In a file they are words, of which "16" comes before "8"; the published mode has none."""
+    write("a", standing={0: "1111", 16: "1000", 8: "1100"})
+    write("b", mode="reference")
+    assert judged()["a"].levels == (0, 8, 16)
+    assert judged(mode="reference")["b"].levels == ()
+
+
+def test_what_is_left_is_a_share_of_the_queries_for_each_seed(write, judged):
+    write("a", 1, {0: "1110", 8: "0010"})
+    write("a", 0, {0: "11110", 8: "00000"})
+    defense = judged()["a"]
+    assert defense.left(0) == [80.0, 75.0]
+    assert defense.left(8) == [0.0, 25.0]
+
+
+def test_a_difference_is_that_of_the_same_seed_and_only_of_seeds_that_both_have(write, judged):
+    for seed, standing in ((0, "1111"), (1, "1000"), (3, "1100")):
+        write("a", seed, {8: standing})
+    for seed, standing in ((3, "1000"), (2, "1111"), (1, "1110")):
+        write("b", seed, {8: standing})
+    a, b = judged().values()
+    assert a.left_less(b, 8) == [25.0 - 75.0, 50.0 - 25.0]
+    assert b.left_less(a, 8) == [50.0, -25.0]
+    assert a.left(8) == [100.0, 25.0, 50.0]  # as before
+
+
+def test_without_a_common_seed_there_is_no_difference(write, judged):
+    write("a", 0, {8: "1111"})
+    write("b", 1, {8: "1111"})
+    a, b = judged().values()
+    assert a.left_less(b, 8) == []
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        (["1110", "1111"], ["1100", "1000"], True),
+        (["1111", "1100"], ["1110", "1000"], False),  # better on both seeds, but not than either
+        (["1100"], ["1100"], False),
+        (["1100", "1100"], ["1000"], True),
+        (["1000"], ["0000", "1100"], False),
+    ],
+)
+def test_one_beats_another_where_its_worst_seed_leaves_more_than_the_others_best(write, judged, ours, theirs, expected):
+    for label, standings in (("a", ours), ("b", theirs)):
+        for seed, standing in enumerate(standings):
+            write(label, seed, {8: standing})
+    a, b = judged().values()
+    assert a.beats(b, 8) == expected
+    assert not b.beats(a, 8)
+
+
+@pytest.mark.parametrize(("changes", "named"), [({"eps": 0.2}, "eps"), ({"temperature": 0.1}, "temperature")])
+@pytest.mark.parametrize("first_seed", [0, 1])
+def test_runs_of_one_label_with_different_settings_are_refused(write, judged, changes, named, first_seed):
+    """Whichever of the two files is read first."""
+    write("a", first_seed)
+    write("a", 1 - first_seed, **changes)
+    write("b")
+    with pytest.raises(runs.ResultError, match=f"the runs of 'a' differ in {named}$"):
+        judged()
+
+
+def test_all_settings_that_differ_are_named(write, judged):
+    write("a")
+    write("a", 1)
+    write("a", 2, eps=0.2, temperature=0.1)
+    with pytest.raises(runs.ResultError, match="the runs of 'a' differ in eps, temperature$"):
+        judged()
+
+
+@pytest.mark.parametrize("first_seed", [0, 1])
+def test_a_setting_that_the_judge_did_not_know_at_first_differs_only_where_it_is_set(write, judged, first_seed):
+    """Whichever of the two files is read first."""
+    older = {name: rule for name, rule in RULES.items() if name != "temperature"}
+    write("a", first_seed, rules=older)
+    write("a", 1 - first_seed)
+    assert set(judged()["a"].records) == {0, 1}
+    write("b", first_seed, rules=older)
+    write("b", 1 - first_seed, temperature=0.1)
+    with pytest.raises(runs.ResultError, match="the runs of 'b' differ in temperature$"):
+        judged()
+
+
+def test_scales_modes_and_chapters_are_told_apart(write, judged):
+    """One label may have runs of each, whose settings differ."""
+    write("a", metrics={"R@1": 1.0})
+    write("a", scale="full", eps=0.2, metrics={"R@1": 2.0})
+    write("a", mode="reference", eps=0.3, metrics={"R@1": 3.0})
+    write("a", mode="reference", scale="full", eps=0.4, metrics={"R@1": 4.0})
+    write("b", chapter="judge_defenses", metrics={"R@1": 5.0})
+    found = [judged(scale, mode=mode) for mode in ("fixed", "reference") for scale in ("quick", "full")]
+    assert [list(each) for each in found] == [["a"]] * 4
+    assert [each["a"].values("R@1") for each in found] == [[1.0], [2.0], [3.0], [4.0]]
+
+
+def test_a_damaged_result_is_named(write, judged):
+    path = write("a")
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(runs.ResultError, match=f"{path.name} is damaged"):
+        judged()
+
+
+def test_results_of_the_source_tree_are_read_by_default():
+    for scale in ("quick", "full"):
+        assert runs.judged(scale) == runs.judged(scale, folder=ROOT / "workflow" / "results")
