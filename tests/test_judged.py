@@ -74,8 +74,8 @@ def test_levels_are_numbers_in_their_order(write, judged):
 
 
 def test_what_is_left_is_a_share_of_the_queries_for_each_seed(write, judged):
-    write("a", 1, {0: "1110", 8: "0010"})
-    write("a", 0, {0: "11110", 8: "00000"})
+    write("a", 10, {0: "1110", 8: "0010"})
+    write("a", 2, {0: "11110", 8: "00000"})
     defense = judged()["a"]
     assert defense.left(0) == [80.0, 75.0]
     assert defense.left(8) == [0.0, 25.0]
