@@ -81,4 +81,4 @@ def collapsed_at(history: list[dict[str, float]]) -> int | None:
 def _soft_maximum(values: Tensor, sharpness: float) -> Tensor:
     if sharpness == torch.inf:
         return values.max()
-    return ((sharpness * values).softmax(0) * values).sum()
+    return (sharpness * values).softmax(0) @ values
