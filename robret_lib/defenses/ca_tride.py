@@ -41,7 +41,7 @@ class CollapseAwareTriplets(AttackedTriplets):
 
     Raises:
         TypeError: A search that is no `PGD`: the length of its steps has to rise.
-        ValueError: No steps or epochs; distance "C" in mode "reference".
+        ValueError: No steps or epochs.
     """
 
     ENOUGH = 1e-5
@@ -59,8 +59,6 @@ class CollapseAwareTriplets(AttackedTriplets):
             raise TypeError(f"CA-TRIDE with {search!r}: expected PGD(eps, step, steps), whose step can rise")
         check_count("epochs", epochs)
         super().__init__(search, mining.semihard, distance, mode)
-        if mode == "reference" and distance == "C":
-            raise ValueError('distance="C": the published code attacks for "N" and "E" alone; use mode="fixed"')
         self.epochs, self.sharpness = epochs, sharpness
         self.progress = Progress(steps)
 
@@ -113,7 +111,7 @@ class _AnchorPerturbation:
         d_ap, d_an, shift = self.objective.apart(embeddings, self.fixed)
         collapsed = collapseness(d_ap, d_an, self.objective.sharpness)
         to_negatives = smallest_half(d_an) - shift.mean()
-        weight = (-(-collapsed.detach()).relu()).exp()
+        weight = collapsed.detach().clamp(max=0).exp()
         return _until_enough(collapsed.relu() + weight * to_negatives.relu()).expand(len(embeddings))
 
 
