@@ -41,7 +41,7 @@ class CollapseAwareTriplets(AttackedTriplets):
 
     Raises:
         TypeError: A search that is no `PGD`: the length of its steps has to rise.
-        ValueError: No steps or epochs.
+        ValueError: No steps or epochs; distance "C" in mode "reference".
     """
 
     ENOUGH = 1e-5
@@ -59,6 +59,8 @@ class CollapseAwareTriplets(AttackedTriplets):
             raise TypeError(f"CA-TRIDE with {search!r}: expected PGD(eps, step, steps), whose step can rise")
         check_count("epochs", epochs)
         super().__init__(search, mining.semihard, distance, mode)
+        if mode == "reference" and distance == "C":
+            raise ValueError('distance="C": the published code attacks for "N" and "E" alone; use mode="fixed"')
         self.epochs, self.sharpness = epochs, sharpness
         self.progress = Progress(steps)
 
