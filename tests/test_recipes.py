@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, make_dataclass, replace
 from functools import partial
@@ -19,11 +20,35 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from robret_lib import attacks, distances, files, metrics, mining, models, objectives, recipes, training, whitening
+from robret_lib import (
+    attacks,
+    defenses,
+    distances,
+    files,
+    metrics,
+    mining,
+    models,
+    objectives,
+    recipes,
+    scores,
+    training,
+    whitening,
+)
 from robret_lib import data as data_package
 from robret_lib.attacks.search import auto_pgd, ball, passes, pgd
 from robret_lib.data import Protocol, RetrievalData, Split, retrieval_data
-from robret_lib.defenses import AntiCollapseTriplets, act
+from robret_lib.defenses import (
+    AntiCollapseTriplets,
+    Constant,
+    DrawnRadius,
+    Gradual,
+    act,
+    collapse,
+    inner,
+    memory,
+    radius,
+)
+from robret_lib.defenses import named as named_defenses
 from robret_lib.metrics import recall_at_k
 from robret_lib.models import embed
 from robret_lib.recipes import FASHION_MNIST, Recipe, fashion_mnist, kept, trained
@@ -229,12 +254,49 @@ def test_other_code_renames_a_quick_model_and_no_long_one(module, edited):
     assert again._key(LONG, data) == kept._key(LONG, data)
 
 
-@pytest.mark.parametrize("module", [act, ball, passes, pgd])
+DEFENSES = get_args(recipes.DefenseName)
+ORIGINAL = replace(RECIPE, steps=2)
+
+
+def defended(name, **changes):
+    """A tiny recipe with a defense, and with the origin of "fare"."""
+    origin = {"origin": ORIGINAL} if name == "fare" else {}
+    return replace(DEFENDED, **{"defense": name, **origin, **changes})
+
+
+PARTS_OF_ALL = [ball, passes, pgd, inner, named_defenses, radius]
+
+
+@pytest.mark.parametrize(
+    "module", [*PARTS_OF_ALL, *dict.fromkeys(part for parts in kept.PARTS.values() for part in parts)]
+)
 def test_other_code_of_a_defense_renames_only_quick_models_that_have_it(module, edited):
     again, data = edited(module, inspect.getsource(module) + "\nlast = 1\n"), some_data()
-    assert again._key(DEFENDED, data) != kept._key(DEFENDED, data)
-    for recipe in (RECIPE, LONG, replace(DEFENDED, generation=1)):
+    renamed = {name for name in DEFENSES if again._key(defended(name), data) != kept._key(defended(name), data)}
+    assert renamed == {name for name in DEFENSES if module in (*PARTS_OF_ALL, *kept.PARTS[name])}
+    for recipe in (RECIPE, LONG, *(defended(name, generation=1, origin=LONG) for name in DEFENSES)):
         assert again._key(recipe, data) == kept._key(recipe, data)
+
+
+def test_every_module_of_the_defenses_is_part_of_one():
+    """Or of all; what is imported from there by another, too."""
+    folder = Path(inner.__file__).parent
+    parts = {
+        part.__name__.rpartition(".")[2] for part in (inner, named_defenses, radius, *sum(kept.PARTS.values(), ()))
+    }
+    assert parts == {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert set(kept.PARTS) == set(DEFENSES)
+    for name, modules in kept.PARTS.items():
+        assert memory in modules or not any("memory" in inspect.getsource(module) for module in modules), name
+
+
+def test_other_code_of_the_origin_renames_a_quick_model(edited):
+    """Also where the model itself has no defense, or another one."""
+    again, data = edited(act, inspect.getsource(act) + "\nlast = 1\n"), some_data()
+    for recipe in (replace(RECIPE, origin=DEFENDED), defended("est", origin=replace(RECIPE, origin=DEFENDED))):
+        assert again._key(recipe, data) != kept._key(recipe, data)
+        long = replace(recipe, origin=replace(DEFENDED, generation=1), generation=1)
+        assert again._key(long, data) == kept._key(long, data)
 
 
 @pytest.mark.parametrize("module", [distances, models, mining, objectives, retrieval_data, training])
@@ -327,17 +389,33 @@ WEIGHTS_OF_THE_GENERATION = {
     (1, "N", "softhard"): -7.382475817467604,
     (1, "N", "distance"): -23.790806340183494,
     (1, "N", "hard"): -24.461219990659757,
+    (1, "N", "est"): 18.56254476534763,
+    (1, "N", "ses"): -9.75617937264769,
+    (1, "N", "rest"): -4.798468944377505,
     (1, "N", "act"): 66.71124022522038,
+    (1, "N", "min_max"): -115.43711523255361,
+    (1, "N", "ramd"): -102.6456858297644,
+    (1, "N", "panum"): -24.43794426041218,
+    (1, "N", "hm"): -67.48403211628809,
+    (1, "N", "ca_tride"): 59.92200497858221,
+    (1, "N", "fare"): -71.05525261445328,
+    (1, "N", "neighborhood"): 72.72520621874585,
 }
 
 
 def trained_a_little(distance="N", sampler="random", defense=None):
-    """How far four steps of a full-scale recipe move the weights along a fixed direction; the same on any machine."""
-    changes = {"steps": 4, "pairs": 4} | ({"inner_steps": 4} if defense else {})
-    recipe = fashion_mnist("full", distance=distance, sampler=sampler, defense=defense, **changes)
+    """How far four steps of a full-scale recipe move the weights along a fixed direction; the same on any machine.
+
+    The original of "fare" is as untrained as the network, but another one. What "hm" makes for is beyond what an
+    untrained network has, so that there is an attack.
+    """
+    changes = {"steps": 4, "pairs": 4} | ({"inner_steps": 4} if defense else {"sampler": sampler})
+    changes |= {"hardness": 0.1, "invariance": 0.5} if defense == "hm" else {}
+    recipe = fashion_mnist("full", distance=distance, defense=defense, **changes)
     data, model = some_data(), kept._initial_model(recipe).double()
+    original = kept._initial_model(replace(recipe, seed=1)).double()
     before = torch.nn.utils.parameters_to_vector(model.parameters()).clone()
-    training.train(model, data.train, *kept._plan(recipe))
+    training.train(model, data.train, *kept._plan(recipe, original))
     moved = torch.nn.utils.parameters_to_vector(model.parameters()).detach() - before
     return (moved * torch.linspace(-1, 1, len(moved), dtype=torch.float64)).sum().item()
 
@@ -347,8 +425,14 @@ def test_full_scale_weights_are_those_of_the_generation(distance, sampler):
     assert_of_the_generation(trained_a_little(distance, sampler), distance, sampler)
 
 
-def test_full_scale_weights_of_a_defense_are_those_of_the_generation():
-    assert_of_the_generation(trained_a_little(defense="act"), "N", "act")
+@pytest.mark.parametrize("defense", DEFENSES)
+def test_full_scale_weights_of_a_defense_are_those_of_the_generation(defense):
+    assert_of_the_generation(trained_a_little(defense=defense), "N", defense)
+
+
+def test_no_two_numbers_of_the_generation_are_the_same():
+    """As where a defense attacked nothing."""
+    assert len({round(number, 3) for number in WEIGHTS_OF_THE_GENERATION.values()}) == len(WEIGHTS_OF_THE_GENERATION)
 
 
 def assert_of_the_generation(found, *key):
@@ -511,6 +595,165 @@ def test_a_defended_recipe_is_trained_and_kept(trainings):
     assert_same_weights(weights_of(again), weights_of(first))
     plain = trained(RECIPE, some_data(), CPU)
     assert not torch.equal(plain.model.backbone[0].weight, first.model.backbone[0].weight)
+
+
+BUILT = {
+    "est": defenses.EmbeddingShiftedTriplets,
+    "ses": defenses.ShiftSuppressedTriplets,
+    "rest": defenses.ShiftedCandidateTriplets,
+    "act": defenses.AntiCollapseTriplets,
+    "min_max": defenses.MinMaxTriplets,
+    "ramd": defenses.CandidateMinMaxTriplets,
+    "panum": defenses.PanumTriplets,
+    "hm": defenses.HardnessManipulation,
+    "ca_tride": defenses.CollapseAwareTriplets,
+    "fare": defenses.FixedTargets,
+    "neighborhood": defenses.KeptNeighborhood,
+}
+
+
+def built(recipe):
+    return kept._plan(recipe, models.build("c2f2_half", 8))[0]
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_every_defense_is_built_with_what_the_recipe_says(name):
+    recipe = defended(name, sampler="hard", drawn_radius=name != "ca_tride")
+    objective = built(recipe)
+    assert type(objective) is BUILT[name]
+    search = attacks.PGD(0.1, 0.05, 2, random_start=name in ("panum", "fare", "neighborhood"))
+    assert objective.search == (search if name == "ca_tride" else DrawnRadius(search))
+    if name in ("fare", "neighborhood"):
+        return
+    assert objective.sampler is (mining.semihard if name == "ca_tride" else mining.hard)
+    reference = built(defended(name, mode="reference"))
+    assert (objective.mode, reference.mode) == ("fixed", "reference")
+    assert (objective.distance, built(defended(name, distance="C")).distance) == ("N", "C")
+
+
+def test_what_only_one_defense_needs_reaches_it():
+    assert built(defended("hm")).destination == Gradual() and built(defended("hm")).invariance == 0
+    hard = built(defended("hm", hardness=-0.1, invariance=0.05))
+    assert (hard.destination, hard.invariance) == (Constant(-0.1), 0.05)
+    aware = built(defended("ca_tride", sharpness=9.5, steps=150))
+    assert (aware.sharpness, aware.progress.steps, aware.epochs) == (9.5, 150, 75)
+    near = built(defended("neighborhood", temperature=0.2, clean_weight=1.0, ramp=0.25, steps=150))
+    assert (near.temperature, near.clean_weight, near.ramp, near.progress.steps) == (0.2, 1.0, 0.25, 150)
+    original = models.build("c2f2_half", 8)
+    fixed = kept._plan(defended("fare"), original)[0].original
+    assert fixed is not original
+    assert all(torch.equal(*pair) for pair in zip(fixed.parameters(), original.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("scale", ["quick", "full"])
+@pytest.mark.parametrize("name", [name for name in DEFENSES if name != "neighborhood"])
+def test_the_recipe_of_every_published_defense_of_fashion_mnist(name, scale):
+    """Each with the attack of its scale, but for CA-TRIDE, published with 16 steps of an eighth of the radius."""
+    recipe = fashion_mnist(scale, defense=name)
+    step, steps = {"quick": (12, 8), "full": (3, 32)}[scale]
+    if name == "ca_tride":
+        step, steps = {"quick": (20, 8), "full": (77 / 8, 16)}[scale]
+    assert (recipe.eps, recipe.inner_step, recipe.inner_steps) == (77 / 255, pytest.approx(step / 255), steps)
+    assert recipe.sampler == {"panum": "distance", "hm": "softhard"}.get(name, "random")
+    assert recipe.origin == (FASHION_MNIST[scale] if name == "fare" else None)
+    assert recipe.watched_eps == 16 / 255
+    own = {
+        field: getattr(recipe, field) for field in ("backbone", "embedding_dim", "steps", "pairs", "lr", "generation")
+    }
+    assert own == {field: getattr(FASHION_MNIST[scale], field) for field in own}
+    assert fashion_mnist(scale, defense=name, eps=0.1, sampler="hard").eps == 0.1
+    assert fashion_mnist(scale, defense=name, eps=0.1, sampler="hard").sampler == "hard"
+
+
+def test_the_origin_is_of_the_same_backbone_embedding_distance_and_seed():
+    recipe = fashion_mnist("quick", defense="fare", distance="C", seed=3, embedding_dim=32, backbone="c2f2", steps=7)
+    expected = fashion_mnist("quick", distance="C", seed=3, embedding_dim=32, backbone="c2f2")
+    assert recipe.origin == expected != FASHION_MNIST["quick"]
+    another = replace(FASHION_MNIST["quick"], steps=9)
+    assert fashion_mnist("quick", defense="fare", origin=another).origin == another
+
+
+def test_an_origin_that_does_not_fit_or_is_missing_is_refused():
+    with pytest.raises(ValueError, match='defense="fare" tunes a network: expected an origin'):
+        replace(DEFENDED, defense="fare")
+    for field, other in (("distance", "E"), ("embedding_dim", 9), ("backbone", "c2f2")):
+        with pytest.raises(ValueError, match=f"{field}={getattr(RECIPE, field)!r} with an origin of {field}={other!r}"):
+            replace(RECIPE, origin=replace(RECIPE, **{field: other}))
+
+
+def test_the_origin_is_trained_first_and_its_weights_are_where_a_training_begins(trainings, monkeypatch):
+    """Once, for all that begin there; what is kept of a tuned model are its own seconds."""
+    begun, train = [], training.train
+
+    def watched(model, *rest, **named):
+        begun.append({name: value.clone() for name, value in model.state_dict().items()})
+        return train(model, *rest, **named)
+
+    monkeypatch.setattr(training, "train", watched)
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    tuned = trained(defended("fare"), some_data(), CPU)
+    assert len(trainings) == len(begun) == 2
+    original = trained(ORIGINAL, some_data(), CPU)
+    assert len(trainings) == 2
+    assert_same_weights(begun[1], weights_of(original))
+    assert_same_weights({name: value for name, value in trainings[1][2].original.state_dict().items()}, begun[1])
+    assert not torch.equal(weights_of(tuned)["backbone.0.weight"], begun[1]["backbone.0.weight"])
+    assert tuned.seconds == original.seconds == 10
+    goes_on = trained(replace(RECIPE, origin=ORIGINAL, lr=1e-2), some_data(), CPU)
+    assert len(trainings) == 3 and isinstance(trainings[2][2], objectives.TripletObjective)
+    assert_same_weights(begun[2], weights_of(original))
+    assert not torch.equal(weights_of(goes_on)["backbone.0.weight"], weights_of(original)["backbone.0.weight"])
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_every_defense_trains_a_model(name):
+    recipe = defended(name, steps=2, watched_eps=0.05)
+    result = trained(recipe, some_data(), CPU)
+    assert [entry["step"] for entry in result.history] == [1, 2]
+    signs = {"step", "loss", "recall_at_1", "spread", "collapseness", "robust_recall_at_1"}
+    assert all(set(entry) == signs for entry in result.history)
+
+
+def test_the_history_of_a_defense_tells_the_signs_of_collapse_and_what_is_watched():
+    data, recipe = some_data(), replace(DEFENDED, watched_eps=0.05)
+    result = trained(recipe, data, CPU)
+    found = collapse.signs(embed(result.model, data.gallery.images), data.gallery.labels, "N")
+    assert {name: result.history[-1][name] for name in found} == pytest.approx(found)
+    left = scores.robust_recall(result.model, data, 0.05, queries=20, effort="quick").recall_at_1
+    assert result.history[-1]["robust_recall_at_1"] == left
+    assert "robust_recall_at_1" not in trained(DEFENDED, data, CPU).history[-1]
+    assert set(trained(RECIPE, data, CPU).history[-1]) == {"step", "loss", "recall_at_1"}
+
+
+def test_what_is_watched_changes_no_weight_and_draws_nothing():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    watched = trained(replace(DEFENDED, watched_eps=0.05), some_data(), CPU)
+    assert torch.equal(torch.rand(2), expected)
+    assert_same_weights(weights_of(watched), weights_of(trained(DEFENDED, some_data(), CPU)))
+
+
+def test_a_training_that_collapsed_is_told_with_its_step_also_when_it_comes_from_the_cache(trainings, monkeypatch):
+    spreads = iter([0.5, 0.001, 0.002, 0.0031])
+    monkeypatch.setattr(collapse, "signs", lambda *_: {"spread": next(spreads), "collapseness": -0.1})
+    for _ in range(2):
+        with pytest.warns(
+            RuntimeWarning, match=r"collapsed: from step 2 on, .* \(spread 0.0031, R@1 \d+\.\d %\)"
+        ) as told:
+            trained(DEFENDED, some_data(), CPU)
+        assert len(told) == 1 and told[0].filename == __file__
+    assert len(trainings) == 1
+
+
+def test_a_training_that_came_back_or_never_collapsed_is_told_of_nowhere(monkeypatch):
+    spreads = iter([0.001, 0.001, 0.001, 0.5])
+    monkeypatch.setattr(collapse, "signs", lambda *_: {"spread": next(spreads), "collapseness": -0.1})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trained(DEFENDED, some_data(), CPU)
+        trained(RECIPE, some_data(), CPU)
 
 
 @pytest.mark.slow

@@ -80,10 +80,6 @@ class CollapseAwareTriplets(AttackedTriplets):
             shown[0] = search(model, shown[0], attack, generator)
         return self._outer(*model(torch.cat(shown)).chunk(3))
 
-    def collapseness(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        """C of embeddings ``[P, D]``, a scalar."""
-        return collapseness(self.apart(anchor, positive), self.apart(anchor, negative), self.sharpness)
-
     def _outer(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         d_ap, d_an = self.apart(anchor, positive), self.apart(anchor, negative)
         nearer_halves = smallest_half(d_ap) - smallest_half(d_an) + MARGIN[self.distance] / 5
@@ -97,7 +93,8 @@ class _CandidatePerturbation:
         self.objective, self.anchor = objective, clean[triplets.anchor]
 
     def __call__(self, embeddings: Tensor) -> Tensor:
-        healthy = (-self.objective.collapseness(self.anchor, *embeddings.chunk(2))).relu()
+        d_ap, d_an = self.objective.apart(self.anchor, embeddings.unflatten(0, (2, -1)))
+        healthy = (-collapseness(d_ap, d_an, self.objective.sharpness)).relu()
         return _until_enough(healthy).expand(len(embeddings))
 
 
@@ -108,14 +105,15 @@ class _AnchorPerturbation:
         self, objective: CollapseAwareTriplets, clean: Tensor, triplets: mining.Triplets, generator: torch.Generator
     ) -> None:
         self.objective = objective
-        anchor, self.positive, self.negative = (clean[role] for role in triplets)
-        self.origin = a_hair_aside(anchor, generator) if objective.mode == "fixed" else anchor
+        anchor, positive, negative = (clean[role] for role in triplets)
+        origin = a_hair_aside(anchor, generator) if objective.mode == "fixed" else anchor
+        self.fixed = torch.stack([positive, negative, origin])
 
     def __call__(self, embeddings: Tensor) -> Tensor:
-        collapsed = self.objective.collapseness(embeddings, self.positive, self.negative)
-        shift = self.objective.apart(embeddings, self.origin).mean()
-        to_negatives = smallest_half(self.objective.apart(embeddings, self.negative)) - shift
-        weight = (-(-collapsed.detach()).relu()).exp()
+        d_ap, d_an, shift = self.objective.apart(embeddings, self.fixed)
+        collapsed = collapseness(d_ap, d_an, self.objective.sharpness)
+        to_negatives = smallest_half(d_an) - shift.mean()
+        weight = collapsed.detach().clamp(max=0).exp()
         return _until_enough(collapsed.relu() + weight * to_negatives.relu()).expand(len(embeddings))
 
 

@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 
 from robret_lib import mining
+from robret_lib.checks.model import COLLAPSED
 from robret_lib.distances import row_distance
 from robret_lib.models import Distance
 
 SHARPNESS, PAIRS = 10.0, 64
 """lambda and size of the batches in which `signs` measures collapseness."""
-
-COLLAPSED = 0.005
-"""Spread below which a network counts as collapsed."""
 
 
 def collapseness(d_ap: Tensor, d_an: Tensor, sharpness: float) -> Tensor:
@@ -81,4 +79,4 @@ def collapsed_at(history: list[dict[str, float]]) -> int | None:
 def _soft_maximum(values: Tensor, sharpness: float) -> Tensor:
     if sharpness == torch.inf:
         return values.max()
-    return ((sharpness * values).softmax(0) * values).sum()
+    return (sharpness * values).softmax(0) @ values

@@ -49,7 +49,7 @@ class AttackedTriplets(TripletObjective):
         return clean, self.triplets(clean, labels, generator)
 
     def apart(self, one: Tensor, other: Tensor) -> Tensor:
-        """Distances ``[B]`` as the triplet loss takes them."""
+        """Distances ``[*]`` of broadcastable embeddings ``[*, D]`` as the triplet loss takes them."""
         return row_distance(one, other, self.distance, OFFSET)
 
     def hardness(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:

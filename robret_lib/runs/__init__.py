@@ -20,7 +20,15 @@ import torch
 
 from robret_lib.files import append
 from robret_lib.runs import provenance, records
-from robret_lib.runs.comparison import comparison, comparison_table, comparison_words, expected, results, with_error
+from robret_lib.runs.comparison import (
+    WORKFLOW,
+    comparison,
+    comparison_table,
+    comparison_words,
+    expected,
+    results,
+    with_error,
+)
 from robret_lib.runs.judged import Judged, judged
 from robret_lib.runs.parameters import (
     ParameterError,
@@ -42,6 +50,7 @@ from robret_lib.runs.provenance import hardware
 from robret_lib.runs.records import Measured, ResultError, measured
 
 __all__ = [
+    "WORKFLOW",
     "Judged",
     "Measured",
     "ParameterError",

@@ -96,7 +96,8 @@ class NanWatch:
 
     def note_values(self, *found: Tensor) -> None:
         for values in found:
-            self.seen |= values.isnan().any()
+            if values.numel():
+                self.seen |= values.amax().isnan()  # NaN is the largest of all; isnan().any() takes ten times as long
 
     def check(self) -> None:
         if not self.seen:
