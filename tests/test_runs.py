@@ -26,6 +26,8 @@ RULES = {
     "steps": runs.integer(minimum=1),
     "n_queries": runs.optional(runs.integer(minimum=1)),
     "targeted": runs.boolean(),
+    "label": runs.text(),
+    "losses": runs.several("ES", "LTM", "soft margin"),
     "device": runs.choice("auto", "cpu", "cuda"),
     "out_dir": runs.folder(),
 }
@@ -52,6 +54,7 @@ def _threads_and_precision_as_before():
 def parameters(tmp_path):
     """The globals of a notebook after its parameters cell."""
     values = {"scale": "quick", "seed": 3, "eps": "8/255", "steps": 4, "n_queries": None, "targeted": True}
+    values |= {"label": "no defense", "losses": "ES"}
     return values | {"device": "cpu", "out_dir": str(tmp_path / "out")}
 
 
@@ -102,6 +105,21 @@ def python(script, **options):
         ("targeted", "true", "Write True"),
         ("targeted", "False", "Write False"),
         ("targeted", 1, "True or False"),
+        ("label", "", "a text that is not empty"),
+        ("label", " \n\t", "a text that is not empty"),
+        ("label", None, "a text that is not empty"),
+        ("label", 5, "a text that is not empty"),
+        ("label", ["no defense"], "a text that is not empty"),
+        ("losses", "", 'one or more of "ES", "LTM", "soft margin", with commas between'),
+        ("losses", "ES, GTM", "It does not know 'GTM'."),
+        ("losses", "GTM, ES, es", "It does not know 'GTM', 'es'."),
+        ("losses", "ES,", "It does not know ''."),
+        ("losses", "ES LTM", "It does not know 'ES LTM'."),
+        ("losses", "ES, LTM, ES", "It names one twice."),
+        ("losses", "soft margin,soft margin ", "It names one twice."),
+        ("losses", None, "with commas between"),
+        ("losses", ("ES", "LTM"), "with commas between"),
+        ("losses", 3, "with commas between"),
         ("device", "gpu", '"auto", "cpu", "cuda"'),
         ("out_dir", "", "the path of a folder"),
         ("out_dir", 5, "the path of a folder"),
@@ -179,6 +197,26 @@ def test_a_fraction_becomes_the_nearest_float(parameters, given, value):
     assert isinstance(run.eps, float)
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("ES", ("ES",)),
+        ("LTM,ES", ("LTM", "ES")),  # in the order given
+        (" soft margin ,\n LTM", ("soft margin", "LTM")),
+        ("ES, LTM, soft margin", ("ES", "LTM", "soft margin")),
+    ],
+)
+def test_several_words_become_a_tuple(parameters, given, words):
+    run = runs.start("90_tiny", parameters | {"losses": given}, **RULES)
+    assert run.losses == words
+    assert json.loads(finish(run).read_text())["parameters"]["losses"] == list(words)
+
+
+@pytest.mark.parametrize("given", ["no defense", " ACT, 8 steps\n", "none", "ε = 8/255"])
+def test_a_text_is_any_words_as_they_stand(parameters, given):
+    assert runs.start("90_tiny", parameters | {"label": given}, **RULES).label == given
+
+
 def test_parameters_are_attributes_and_an_unknown_one_says_which_there_are(parameters):
     run = runs.start("90_tiny", parameters | {"device": "auto"}, **RULES)
     assert (run.scale, run.seed, run.steps, run.n_queries, run.targeted) == ("quick", 3, 4, None, True)
@@ -245,7 +283,7 @@ def test_the_result_file_tells_what_was_run(parameters):
     assert path.parent == run.out_dir
     assert path.name.startswith("90_tiny-quick-s3-") and path.suffix == ".json"
     assert record["schema"] == 1
-    expected = {name: parameters[name] for name in RULES if name != "out_dir"} | {"eps": 8 / 255}
+    expected = {name: parameters[name] for name in RULES if name != "out_dir"} | {"eps": 8 / 255, "losses": ["ES"]}
     assert record["parameters"] == expected
     assert record["metrics"] == {"R@1": {"value": 87.6, "n": 10, "spread": 0.3}}
     assert (record["protocol"], record["mode"], record["seed"]) == ("toy", "fixed", 3)

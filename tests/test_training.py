@@ -142,9 +142,11 @@ def trained(**changes):
     return model, objective, history
 
 
-def test_the_loop_is_the_one_written_out():
-    """Adam on model and objective, batches and draws from their seeds, bit for bit."""
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_the_loop_is_the_one_written_out(decay):
+    """Adam on model and objective, batches and draws from their seeds, bit for bit; a rate that falls in the end."""
     model, objective, split = small_model(), ScaledTriplets(), some_split()
+    rates = [1e-2] * 20 if decay == 0 else [1e-2] * 10 + [1e-2 * (left / 10) for left in range(10, 0, -1)]
     adam = torch.optim.Adam([*model.parameters(), *objective.parameters()], lr=1e-2, weight_decay=1e-3)
     losses = []
     for step in range(20):
@@ -157,14 +159,34 @@ def test_the_loop_is_the_one_written_out():
         loss = objective(model, split.images[batches[place]], split.labels[batches[place]], generator)
         adam.zero_grad()
         loss.backward()
+        adam.param_groups[0]["lr"] = rates[step]
         adam.step()
         losses.append(loss.item())
-    actual, its_objective, history = trained(validate_every=8)
+    actual, its_objective = small_model(), ScaledTriplets()
+    history = train(actual, split, its_objective, SCHEDULE._replace(decay=decay), validate_every=8)
     assert_same(actual.state_dict(), model.state_dict())
     assert torch.equal(its_objective.margin, objective.margin) and objective.margin != 0.5
     assert [entry["step"] for entry in history] == [8, 16, 20]
     for entry, part in zip(history, (losses[:8], losses[8:16], losses[16:]), strict=True):
         assert entry["loss"] == pytest.approx(sum(part) / len(part), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("steps", "decay", "shares"),
+    [
+        (4, 0.0, [1, 1, 1, 1]),
+        (4, 1.0, [1, 0.75, 0.5, 0.25]),
+        (4, 0.5, [1, 1, 1, 0.5]),
+        (5, 0.5, [1, 1, 1, 0.8, 0.4]),  # over two steps and a half
+        (4, 0.25, [1, 1, 1, 1]),  # the first step of the fall has the full rate
+        (4, 0.1, [1, 1, 1, 1]),
+        (1, 1.0, [1]),
+    ],
+)
+def test_the_rate_falls_in_a_straight_line_to_zero_which_no_step_has(steps, decay, shares):
+    schedule = Schedule(steps, 8, lr=1e-3, decay=decay)
+    assert [schedule.rate(step) for step in range(steps)] == pytest.approx([1e-3 * share for share in shares])
+    assert decay == 0 or schedule.rate(steps) == 0
 
 
 def crop(images, generator):
@@ -337,6 +359,21 @@ def test_stopped_at_any_step_and_resumed_it_ends_the_same(stop, tmp_path):
     assert_same(again, history)
 
 
+@pytest.mark.parametrize("stop", [1, 8, 12, 19])
+def test_a_falling_rate_stopped_and_resumed_goes_on_falling(stop, tmp_path):
+    """Over the last 15 of 20 steps; a checkpoint is written after every third."""
+    whole, objective, schedule = small_model(), ScaledTriplets(), SCHEDULE._replace(decay=0.75)
+    history = train(whole, some_split(), objective, schedule)
+    with pytest.raises(Interrupted):
+        train(small_model(), some_split(), InterruptedTriplets(stop), schedule, tmp_path / "checkpoint", 3)
+    model, resumed = small_model(), ScaledTriplets()
+    assert_same(train(model, some_split(), resumed, schedule, tmp_path / "checkpoint"), history)
+    assert resumed.calls == 20 - stop // 3 * 3
+    assert_same(model.state_dict(), whole.state_dict())
+    assert torch.equal(resumed.margin, objective.margin)
+    assert not torch.equal(trained()[0][0].weight, whole[0].weight)
+
+
 def test_a_finished_training_is_not_trained_again(tmp_path):
     model, _, history = trained(checkpoint=tmp_path / "checkpoint")
     again, objective = small_model(), ScaledTriplets()
@@ -356,7 +393,10 @@ def test_the_checkpoint_holds_no_code(tmp_path):
     assert os.listdir(tmp_path / "sub") == ["checkpoint"]
 
 
-@pytest.mark.parametrize("change", [{"steps": 21}, {"pairs": 7}, {"lr": 1e-3}, {"weight_decay": 0.0}, {"seed": 1}])
+@pytest.mark.parametrize(
+    "change",
+    [{"steps": 21}, {"pairs": 7}, {"lr": 1e-3}, {"weight_decay": 0.0}, {"seed": 1}, {"decay": 0.5}],
+)
 def test_a_checkpoint_of_another_schedule_is_refused_by_name(change, tmp_path):
     file = tmp_path / "checkpoint"
     trained(checkpoint=file)
@@ -467,6 +507,12 @@ def test_a_loss_that_is_no_number_stops_the_training(value, tmp_path):
 def test_an_impossible_schedule_is_refused(change):
     with pytest.raises(ValueError, match="Schedule.*: expected steps and pairs of at least 1, lr > 0"):
         train(small_model(), some_split(), ScaledTriplets(), SCHEDULE._replace(**change))
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.1, 20, float("nan"), float("inf")])
+def test_a_decay_that_is_no_share_is_refused(decay):
+    with pytest.raises(ValueError, match=rf"decay={decay}: expected a share of the steps in \[0, 1\]"):
+        train(small_model(), some_split(), ScaledTriplets(), SCHEDULE._replace(decay=decay))
 
 
 def test_labels_of_several_classes_are_refused():
