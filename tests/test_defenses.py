@@ -11,6 +11,7 @@ from robret_lib.defenses import (
     CollapseAwareTriplets,
     DrawnRadius,
     FixedTargets,
+    HardnessManipulation,
     KeptNeighborhood,
     PanumTriplets,
 )
@@ -204,6 +205,7 @@ LEARNING = {
     "ramd": lambda: a_defense("ramd", in_three_steps(0.02)),
     "panum": lambda: PanumTriplets(in_three_steps(0.02, random_start=True), mining.random),
     "hm": lambda: a_defense("hm", in_three_steps(0.04), mining.softhard),
+    "hm with ics": lambda: HardnessManipulation(in_three_steps(0.04), invariance=0.5),
     "ca_tride": lambda: CollapseAwareTriplets(in_three_steps(0.02), STEPS),
     "neighborhood": lambda: KeptNeighborhood(in_three_steps(0.04, random_start=True), STEPS),
 }
