@@ -13,10 +13,11 @@ import pytest
 import torch
 
 import execute
-from robret_lib import files, index, mining, recipes, runs, scores
+from robret_lib import files, index, mining, runs, scores
 from robret_lib.data import write_packed
 from robret_lib.files import append, one_at_a_time, written_whole
 from robret_lib.objectives import TripletObjective
+from robret_lib.recipes import kept
 from robret_lib.runs import records
 from robret_lib.training import Schedule, train
 from tests.small_retrieval import searched_in_itself, small_model, some_split
@@ -42,7 +43,7 @@ def write_checkpoint(path: Path) -> None:
 
 
 def write_model(path: Path) -> None:
-    recipes._write(path, small_model(), {})
+    kept._write(path, small_model(), {})
 
 
 def write_evaluation(path: Path) -> None:

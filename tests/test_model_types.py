@@ -11,6 +11,7 @@ from torch import nn
 from robret_lib import attacks, checks, recipes
 from robret_lib.attacks import AutoPGD, Averaged, Gallery, Transfer, embedding
 from robret_lib.attacks.search.passes import NanWatch, losses_and_gradient
+from robret_lib.data import RetrievalData
 from robret_lib.metrics import recall_at_k
 from robret_lib.models import EmbeddingModel, distance_of, embed, embeddings_of
 from robret_lib.scores import robust_recall
@@ -98,7 +99,7 @@ def test_recipes_train_the_same_model_under_another_default_type(default_type, t
     recipe = recipes.Recipe("c2f2_half", embedding_dim=8, steps=2, pairs=4)
     images = torch.randint(256, (40, 1, 28, 28), generator=seeded(), dtype=torch.uint8)
     split = type(some_split(1, 0))(images, torch.arange(40) % 4)
-    data = recipes.RetrievalData("toy", split, split, split, tuple("abcd"), searched_in_itself().protocol)
+    data = RetrievalData("toy", split, split, split, tuple("abcd"), searched_in_itself().protocol)
     found = {}
     for kind in (default_type, torch.float32):
         torch.set_default_dtype(kind)
