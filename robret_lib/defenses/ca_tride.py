@@ -87,13 +87,18 @@ class CollapseAwareTriplets(AttackedTriplets):
 
 
 class _CandidatePerturbation:
-    """Makes the batch look as if it had begun to collapse, by its positives and negatives."""
+    """Makes the batch look as if it had begun to collapse, by its positives and negatives.
+
+    Here and for the anchors, d(p, a) and d(a, n) are written as in the published code: `OFFSET` makes d(a, p) another
+    number, and decides where an image goes that is its own partner.
+    """
 
     def __init__(self, objective: CollapseAwareTriplets, clean: Tensor, triplets: mining.Triplets) -> None:
         self.objective, self.anchor = objective, clean[triplets.anchor]
 
     def __call__(self, embeddings: Tensor) -> Tensor:
-        d_ap, d_an = self.objective.apart(self.anchor, embeddings.unflatten(0, (2, -1)))
+        positive, negative = embeddings.chunk(2)
+        d_ap, d_an = self.objective.apart(positive, self.anchor), self.objective.apart(self.anchor, negative)
         healthy = (-collapseness(d_ap, d_an, self.objective.sharpness)).relu()
         return _until_enough(healthy).expand(len(embeddings))
 
@@ -105,12 +110,13 @@ class _AnchorPerturbation:
         self, objective: CollapseAwareTriplets, clean: Tensor, triplets: mining.Triplets, generator: torch.Generator
     ) -> None:
         self.objective = objective
-        anchor, positive, negative = (clean[role] for role in triplets)
+        anchor, self.positive, negative = (clean[role] for role in triplets)
         origin = a_hair_aside(anchor, generator) if objective.mode == "fixed" else anchor
-        self.fixed = torch.stack([positive, negative, origin])
+        self.negative_and_origin = torch.stack([negative, origin])
 
     def __call__(self, embeddings: Tensor) -> Tensor:
-        d_ap, d_an, shift = self.objective.apart(embeddings, self.fixed)
+        d_ap = self.objective.apart(self.positive, embeddings)
+        d_an, shift = self.objective.apart(embeddings, self.negative_and_origin)
         collapsed = collapseness(d_ap, d_an, self.objective.sharpness)
         to_negatives = smallest_half(d_an) - shift.mean()
         weight = collapsed.detach().clamp(max=0).exp()
