@@ -45,8 +45,9 @@ test: data ## check everything: style, units, notebooks, the rendered book (10 t
 data: $(STAMP) ## get, verify and convert a data set: DATASET=fashion-mnist, cub, cars or sop
 	@$(BIN)/python data_scripts/$(subst -,_,$(DATASET)).py
 
-bench: data ## measure what a step of each attack costs, and the metrics
+bench: data ## measure what a step of each attack and defense costs, and the metrics
 	$(BIN)/python -m tests.benchmarks.attack_cost --write
+	$(BIN)/python -m tests.benchmarks.defense_cost --write
 	$(BIN)/python -m tests.benchmarks.metrics_cost --write
 
 clean: ## remove what was built; the environment and the data stay

@@ -280,6 +280,49 @@ def test_an_attack_with_a_loss_below_1e_5_moves_nothing(step):
     assert torch.equal(shown_to(model, defense, images, labels), torch.cat(clean))
 
 
+# The order of distances
+
+
+class Pixels(nn.Module):
+    """Images are their own embeddings; keeps what it was shown last."""
+
+    def forward(self, images):
+        self.shown = images
+        return images.flatten(1)
+
+
+def left_half(value):
+    image = torch.full((1, 4, 4), 0.5, dtype=torch.float64)
+    image[:, :, :2] = value
+    return image
+
+
+def roles_after_one_step(at, left_anchor, left_partner):
+    """Anchors, positives, negatives ``[2, 1, 4, 4]`` of a gray image that is its own partner, and of a pair that
+    differs from it in the left half; the step of the attack is 0.01."""
+    images = torch.stack([left_half(value) for value in (0.5, 0.5, left_anchor, left_partner)])
+    search = PGD(0.1, 0.01, steps=1)
+    defense = at_step(CollapseAwareTriplets(search, steps=1, sharpness=0.0, distance="E", mode="reference"), at)
+    model = Pixels()
+    defense(model, images, torch.tensor([0, 0, 1, 1]), seeded(3))
+    return model.shown.chunk(3)
+
+
+def test_a_positive_that_is_its_anchor_becomes_brighter():
+    """d(p, a) = |p - a + 1e-6| is made large, since the pair lies close and the gray image far from it."""
+    anchors, positives, _ = roles_after_one_step(CANDIDATES, 0.9, 0.85)
+    torch.testing.assert_close(positives[0] - anchors[0], torch.full_like(anchors[0], 0.01), rtol=0, atol=1e-12)
+
+
+def test_an_anchor_that_is_its_positive_becomes_brighter():
+    """d(p, a) is made small, since the other pair lies far apart: 1e-6 above a is nearer than a itself. In the right
+    half of the image, where it is no different from its negative."""
+    anchors, positives, negatives = roles_after_one_step(ANCHOR, 0.55, 0.9)
+    moved = (anchors[0] - positives[0])[..., 2:]
+    assert torch.equal(negatives[0, ..., 2:], positives[0, ..., 2:])
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.01), rtol=0, atol=1e-12)
+
+
 # What is refused
 
 
