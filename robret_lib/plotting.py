@@ -96,6 +96,25 @@ def image_grid(rows: Sequence[Sequence[Image]], row_labels: Sequence[str]) -> tu
     return figure, axes
 
 
+def searches(found: Mapping[str, tuple[Image, Sequence[Image], Sequence[bool]]]) -> tuple[Figure, np.ndarray]:
+    """Searches below each other: a query and its first answers, framed by whether they are right.
+
+    Args:
+        found: By label, the query ``[C,H,W]``, up to five answers, best first, and whether each has the query's class.
+
+    Returns:
+        The figure and its axes, ``[searches, 1 + answers]``.
+    """
+    figure, axes = image_grid([[query, *answers] for query, answers, _ in found.values()], list(found))
+    for ax, name in zip(axes[-1], ("query", "1st", "2nd", "3rd", "4th", "5th"), strict=False):
+        ax.set_xlabel(name)
+    for row, (_, _, correct) in zip(axes, found.values(), strict=True):
+        for ax, is_correct in zip(row[1:], correct, strict=True):
+            color, line = (CORRECT, "-") if is_correct else (WRONG, "--")
+            ax.spines[:].set(visible=True, linewidth=2, color=color, linestyle=line)
+    return figure, axes
+
+
 class Photograph:
     """A picture that a notebook stores as a JPEG file, many times smaller than PNG where it shows photographs."""
 

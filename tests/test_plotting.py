@@ -49,6 +49,13 @@ def grid():
     return plotting.image_grid([images(6), images(4)], ["benign", "perturbed, eps = 8/255"])
 
 
+def searches():
+    query, *results = images(7)
+    return plotting.searches(
+        {"clean": (query, results[:3], [True] * 3), "attacked": (query, results[3:], [False, True, False])}
+    )
+
+
 def hardness():
     generator = np.random.default_rng(0)
     samplers = ("random", "semihard", "softhard", "distance", "hard")
@@ -82,7 +89,7 @@ def published_beside_ours():
     return plotting.published_beside_ours([0, 28, 77], published, ours, errors, "budget", "percentile rank (%)")
 
 
-FIGURES = [strip, grid, hardness, embedding_map, training_curve, rank_against_eps, published_beside_ours]
+FIGURES = [strip, grid, searches, hardness, embedding_map, training_curve, rank_against_eps, published_beside_ours]
 
 
 def png(figure):
@@ -165,6 +172,17 @@ def test_right_and_wrong_results_differ_in_frame_and_symbol():
         assert ax.get_xlabel().startswith("✓" if right else "✗")
         assert to_hex(ax.spines["left"].get_edgecolor()) == (plotting.CORRECT if right else plotting.WRONG).lower()
         assert ax.spines["left"].get_visible()
+
+
+def test_answers_that_are_wrong_have_a_frame_of_their_own():
+    _, axes = searches()
+    assert axes.shape == (2, 4)
+    shown = axes[1, 3].images[0].get_array()
+    np.testing.assert_allclose(shown, images(7)[6][0] / 255, atol=1e-6)
+    for ax, right in zip(axes[1, 1:], [False, True, False], strict=True):
+        assert to_hex(ax.spines["left"].get_edgecolor()) == (plotting.CORRECT if right else plotting.WRONG).lower()
+        assert ax.spines["left"].get_linestyle() == ("-" if right else "--")
+    assert not axes[1, 0].spines["left"].get_visible()
 
 
 def test_a_strip_without_any_change_or_labels_can_be_drawn():
