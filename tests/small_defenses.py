@@ -56,7 +56,7 @@ def a_defense(name, search=INNER, sampler=mining.random, distance="N"):
         search = replace(search, random_start=True) if isinstance(search, PGD) else search
         return FixedTargets(search, small_model(distance))
     if name == "neighborhood":
-        return at_step(KeptNeighborhood(search, steps=8, distance=distance), 6)
+        return at_step(KeptNeighborhood(search, steps=8), 6)
     defense = CollapseAwareTriplets(search, steps=8, epochs=4, distance=distance)
     return at_step(defense, 6 if name == "ca_tride, candidates" else 7)
 
@@ -88,7 +88,7 @@ class Watched(nn.Module):
 
     def __init__(self, network):
         super().__init__()
-        self.network, self.shown = network, []
+        self.network, self.distance, self.shown = network, network.distance, []
 
     def forward(self, images):
         if self.training:

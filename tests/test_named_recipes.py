@@ -27,7 +27,7 @@ BESIDES = {
     "panum": {"sampler"},
     "hm": {"sampler"},
     "fare": {"origin"},
-    "neighborhood": {"drawn_radius", "clean_weight", "decay"},
+    "neighborhood": {"drawn_radius"},
 }
 """And what that of one of them says as well."""
 
@@ -80,7 +80,7 @@ def test_the_kept_neighborhood_takes_steps_of_a_quarter_of_its_radius(name):
     maker = partial(MAKERS[name], defense="neighborhood")
     for recipe in (maker(), maker(eps=0.2)):
         assert recipe.inner_step == recipe.eps / 4 and recipe.inner_steps == 7
-        assert (recipe.drawn_radius, recipe.clean_weight, recipe.decay, recipe.ramp) == (True, 1.0, 0.5, 0.5)
+        assert (recipe.drawn_radius, recipe.clean_weight, recipe.decay, recipe.ramp) == (True, 1.0, 0.0, 0.5)
     assert maker(eps=0.2, inner_step=0.01).inner_step == 0.01
     assert maker(drawn_radius=False, decay=0.0) == replace(maker(), drawn_radius=False, decay=0.0)
 

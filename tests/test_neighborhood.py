@@ -98,7 +98,7 @@ def test_loss_and_gradient_are_the_slow_ones(clean_weight, distance):
     clean, attacked = ([one(model, image) for image in each] for each in (images, moved))
     expected = mean(slow_losses(attacked, clean, labels, 0.2))
     expected = expected + clean_weight * mean(slow_losses(clean, clean, labels, 0.2))
-    settings = {"temperature": 0.2, "clean_weight": clean_weight, "distance": distance}
+    settings = {"temperature": 0.2, "clean_weight": clean_weight}
     found = at_full_size(**settings)(model, images, labels, seeded(3))
     torch.testing.assert_close(found, expected, **CLOSE)
     shown = shown_to(model, at_full_size(**settings), images, labels)
@@ -243,8 +243,9 @@ def test_no_steps_are_refused():
 
 
 def test_vectors_of_any_length_are_refused():
-    with pytest.raises(ValueError, match='distance="E": expected "N" or "C", similarities are those of unit vectors'):
-        KeptNeighborhood(INNER, STEPS, distance="E")
+    message = 'a model with distance "E": expected "N" or "C", similarities are those of unit vectors'
+    with pytest.raises(ValueError, match=message):
+        KeptNeighborhood(INNER, STEPS)(small_model("E"), *a_batch(), seeded(3))
 
 
 @pytest.mark.parametrize("search", [NES(0.1), Averaged(NES(0.1), 2)], ids=["NES", "averaged"])

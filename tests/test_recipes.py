@@ -204,7 +204,7 @@ def test_every_part_of_a_recipe_is_part_of_its_name(field):
         "origin": RECIPE,
         "watched_eps": 0.1,
         "temperature": 0.2,
-        "clean_weight": 1.0,
+        "clean_weight": 0.3,
         "ramp": 0.0,
         "decay": 0.5,
         "mode": "reference",
@@ -640,8 +640,8 @@ def test_what_only_one_defense_needs_reaches_it():
     assert (hard.destination, hard.invariance) == (Constant(-0.1), 0.05)
     aware = built(defended("ca_tride", sharpness=9.5, steps=150))
     assert (aware.sharpness, aware.progress.steps, aware.epochs) == (9.5, 150, 75)
-    near = built(defended("neighborhood", temperature=0.2, clean_weight=1.0, ramp=0.25, steps=150))
-    assert (near.temperature, near.clean_weight, near.ramp, near.progress.steps) == (0.2, 1.0, 0.25, 150)
+    near = built(defended("neighborhood", temperature=0.2, clean_weight=0.3, ramp=0.25, steps=150))
+    assert (near.temperature, near.clean_weight, near.ramp, near.progress.steps) == (0.2, 0.3, 0.25, 150)
     original = models.build("c2f2_half", 8)
     fixed = kept._plan(defended("fare"), original)[0].original
     assert fixed is not original

@@ -79,7 +79,5 @@ def objective(settings: Settings, original: nn.Module | None = None) -> nn.Modul
     if name == "fare":
         return FixedTargets(search, original)
     if name == "neighborhood":
-        return KeptNeighborhood(
-            search, settings.steps, settings.temperature, settings.clean_weight, settings.ramp, distance
-        )
+        return KeptNeighborhood(search, settings.steps, settings.temperature, settings.clean_weight, settings.ramp)
     return OF_TRIPLETS[name](search, sampler, distance, mode)

@@ -7,34 +7,32 @@ from robret_lib.attacks import PGD, AutoPGD
 from robret_lib.defenses.inner import check_inner
 from robret_lib.defenses.memory import Progress
 from robret_lib.defenses.radius import DrawnRadius, shrunk
-from robret_lib.models import Distance, embed
+from robret_lib.models import distance_of
 
 
 class KeptNeighborhood(nn.Module):
-    """Adversarial neighborhood components: NCA of attacked images among the clean images of the batch.
+    """Adversarial training on neighborhood components (NCA): attacked images among the clean ones of the batch.
 
     The probability that an image finds its class is a softmax over its similarities to all others, summed over those
     of its class; the loss is minus its logarithm. An inner attack makes it large for each image, against the clean
     embeddings as fixed points, so that no image depends on what happens to another. The outer loss is that of the
-    attacked images, with a gradient through both sides, plus a share of the clean one. The radius rises from zero to
-    its full size over the first part of the training, since otherwise the network collapses; with
-    `radius.DrawnRadius` every image has a radius of its own.
+    attacked images, with a gradient through both sides, plus ``clean_weight`` times that of the clean ones. The radius
+    rises from zero to its full size over the first part of the training; with `radius.DrawnRadius`, as the book judges
+    it, every image has a radius of its own. What each part is worth: tests/benchmarks/neighborhood.py.
 
     Known before: neighborhood components (Goldberger et al. 2005), with a temperature and unit vectors (Wu et al.
-    2018), and min-max training (Madry et al. 2018). That their union works where min-max on triplets collapses is
-    measured here; no exhaustive search says that nobody has found it before.
+    2018), and min-max training (Madry et al. 2018). No exhaustive search says that nobody has joined them before.
 
     Args:
-        search: The inner attack at full size. A random start gives it a slope where all is well.
+        search: The inner attack at full size; as judged, ``DrawnRadius(PGD(eps, eps / 4, 7, random_start=True))``.
         steps: Of the whole training.
         temperature: Of the softmax over cosine similarities.
         clean_weight: Of the clean loss.
         ramp: Over which share of the training the radius rises; 0 begins at full size.
-        distance: "N" or "C": unit vectors.
 
     Raises:
         TypeError: A search by values.
-        ValueError: Distance "E", or an impossible number.
+        ValueError: An impossible number; a model whose embeddings are no unit vectors.
     """
 
     def __init__(
@@ -42,15 +40,12 @@ class KeptNeighborhood(nn.Module):
         search: PGD | AutoPGD | DrawnRadius,
         steps: int,
         temperature: float = 0.1,
-        clean_weight: float = 0.5,
+        clean_weight: float = 1.0,
         ramp: float = 0.5,
-        distance: Distance = "N",
     ) -> None:
         super().__init__()
         check_inner(self, search)
-        if distance == "E":
-            raise ValueError('distance="E": expected "N" or "C", similarities are those of unit vectors')
-        if not temperature > 0 or clean_weight < 0 or not 0 <= ramp <= 1:
+        if not temperature > 0 or not clean_weight >= 0 or not 0 <= ramp <= 1:
             raise ValueError(
                 f"temperature={temperature}, clean_weight={clean_weight}, ramp={ramp}: expected a temperature above 0, "
                 "a weight of at least 0 and a share of the training in [0, 1]"
@@ -60,15 +55,17 @@ class KeptNeighborhood(nn.Module):
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Scalar loss of a batch: images ``[B, C, H, W]`` in [0, 1], labels int ``[B]``."""
+        if distance_of(model) == "E":
+            raise ValueError('a model with distance "E": expected "N" or "C", similarities are those of unit vectors')
         done = self.progress.advance()
         search = shrunk(self.search, min(1.0, done / self.ramp)) if self.ramp else self.search
-        clean = embed(model, images)
+        clean = model(images)
+        fixed = clean.detach()
 
         def stays(embeddings: Tensor) -> Tensor:
-            return -self.losses(embeddings, clean, labels)
+            return -self.losses(embeddings, fixed, labels)
 
-        moved = search(model, images, stays, generator)
-        clean, attacked = model(torch.cat([images, moved])).chunk(2)
+        attacked = model(search(model, images, stays, generator))
         loss = self.losses(attacked, clean, labels).mean()
         return loss + self.clean_weight * self.losses(clean, clean, labels).mean()
 

@@ -24,7 +24,7 @@ INNER_ATTACK = {
 SAMPLERS: dict[DefenseName, str] = {"panum": "distance", "hm": "softhard"}
 """Of the defenses that are published with another sampler than the random one."""
 
-KEPT_NEIGHBORHOOD = {"drawn_radius": True, "inner_steps": 7, "clean_weight": 1.0, "decay": 0.5}
+KEPT_NEIGHBORHOOD = {"drawn_radius": True, "inner_steps": 7}
 """Of the neighborhood defense, whose steps are a quarter of the radius."""
 
 PUBLISHED_STAIRS = {

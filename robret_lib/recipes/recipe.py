@@ -57,7 +57,7 @@ class Recipe:
     origin: "Recipe | None" = None
     watched_eps: float = 0.0
     temperature: float = 0.1
-    clean_weight: float = 0.5
+    clean_weight: float = 1.0
     ramp: float = 0.5
     decay: float = 0.0
     mode: mining.Mode = "fixed"
@@ -112,7 +112,7 @@ ADDED_LATER: dict[str, object] = {
     "origin": None,
     "watched_eps": 0.0,
     "temperature": 0.1,
-    "clean_weight": 0.5,
+    "clean_weight": 1.0,
     "ramp": 0.5,
     "decay": 0.0,
     "mode": "fixed",
