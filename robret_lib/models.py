@@ -96,8 +96,12 @@ class EmbeddingModel(nn.Module):
 
         Float32 in float32 out, also under autocast; see `embeddings_of` for other types and for the errors.
         """
-        features = embeddings_of(self.backbone, self.normalization(images))
+        features = self.features(images)
         return features if self.distance == "E" else normalize(features, dim=1)
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the backbone says ``[B, D]``, of any length."""
+        return embeddings_of(self.backbone, self.normalization(images))
 
     def train(self, mode: bool = True) -> "EmbeddingModel":
         super().train(mode)

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from robret_lib import mining
+from robret_lib.attacks.attack import check_mode
 from robret_lib.distances import pairwise_distance, row_distance
 from robret_lib.mining import Mode, Sampler, Triplets
-from robret_lib.models import Distance
+from robret_lib.models import Distance, unwrapped
 
 MARGIN: dict[Distance, float] = {"N": 0.2, "C": 0.2, "E": 1.0}
 """The published margins of the triplet loss (RobRank)."""
@@ -38,10 +39,20 @@ class TripletObjective(nn.Module):
         sampler: One of `mining`'s five.
         distance: Of the model that is trained; sets the margin too (see `MARGIN`).
         mode: Of the sampler.
+
+    Raises:
+        TypeError: A sampler that cannot be called.
+        ValueError: A distance or mode nobody knows; a sampler that does not know the distance; a model that is made
+            for another distance.
     """
 
     def __init__(self, sampler: Sampler, distance: Distance = "N", mode: Mode = "fixed") -> None:
         super().__init__()
+        check_mode(mode)
+        if distance not in MARGIN:
+            raise ValueError(f'distance={distance!r}: expected "N", "E" or "C"')
+        if not callable(sampler):
+            raise TypeError(f"sampler={sampler!r}: expected one of mining's, such as mining.semihard")
         if sampler is mining.distance and distance != "N":
             raise ValueError(
                 f'the distance-weighted sampler knows the unit sphere only: expected "N", not {distance!r}'
@@ -51,16 +62,22 @@ class TripletObjective(nn.Module):
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Scalar loss of an SPC-2 batch: images ``[2P, C, H, W]`` in [0, 1], labels int ``[2P]``."""
+        self.check(model)
         embeddings = model(images)
         triplets = self.triplets(embeddings.detach(), labels, generator)
         return self.loss(*(embeddings[role] for role in triplets))
+
+    def check(self, model: nn.Module) -> None:
+        """Raise a ValueError where a model says that it is made for another distance."""
+        distance = getattr(unwrapped(model), "distance", self.distance)
+        if distance != self.distance:
+            raise ValueError(f"a model with distance {distance!r}: this objective has distance={self.distance!r}")
 
     @torch.no_grad()
     def triplets(self, embeddings: Tensor, labels: Tensor, generator: torch.Generator) -> Triplets:
         """One triplet per pair of an SPC-2 batch with embeddings ``[2P, D]``."""
         distances = pairwise_distance(embeddings, embeddings, self.distance)
-        # the published code has 512 whatever the embedding's size
-        dim = {"dim": embeddings.shape[1]} if self.sampler is mining.distance and self.mode == "fixed" else {}
+        dim = {"dim": embeddings.shape[1]} if self.sampler is mining.distance else {}
         return self.sampler(distances, labels, self.sampling_margin, generator, self.mode, **dim)
 
     def loss(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ def train(
         ``validate_every`` steps and at the end.
 
     Raises:
-        ValueError: The checkpoint belongs to another schedule, or the schedule is impossible.
+        ValueError: The checkpoint belongs to another schedule or kind of objective, or the schedule is impossible.
         FloatingPointError: The loss is NaN or infinite.
     """
     rank, world = _rank_and_world()
@@ -101,7 +101,7 @@ def train(
     step_module = _Step(model, objective).to(device)
     weights = [weight for weight in step_module.parameters() if weight.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=schedule.lr, weight_decay=schedule.weight_decay)
-    identity = schedule._asdict() | {"images": len(data), "processes": world}
+    identity = schedule._asdict() | {"images": len(data), "processes": world, "objective": type(objective).__name__}
     start, loss_sum, history = _resume(checkpoint, step_module, optimizer, identity)
     replicas = DistributedDataParallel(step_module) if world > 1 else step_module
     batches = _batches(data.labels.cpu(), schedule, start, rank, world)
@@ -186,7 +186,7 @@ def _states(step_module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
 
 def _resume(
-    checkpoint: Path | None, step_module: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, float]
+    checkpoint: Path | None, step_module: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, float | str]
 ) -> tuple[int, float, list[dict[str, float]]]:
     if checkpoint is None:
         return 0, 0.0, []

@@ -48,16 +48,20 @@ BY_TRIPLETS = {
 DEFENSES = [*BY_TRIPLETS, "ca_tride, candidates", "ca_tride, anchor", "fare", "neighborhood"]
 
 
-def a_defense(name, search=INNER, sampler=mining.random, distance="N"):
+IN_ALL_MODES = [(name, "fixed") for name in DEFENSES]
+IN_ALL_MODES += [(name, "reference") for name in DEFENSES if name not in ("fare", "neighborhood")]
+
+
+def a_defense(name, search=INNER, sampler=mining.random, distance="N", mode="fixed"):
     """A defense in the middle of a training of eight steps, whose first weights are those of `small_model`."""
     if name in BY_TRIPLETS:
-        return BY_TRIPLETS[name](search, sampler, distance=distance)
+        return BY_TRIPLETS[name](search, sampler, distance=distance, mode=mode)
     if name == "fare":
         search = replace(search, random_start=True) if isinstance(search, PGD) else search
         return FixedTargets(search, small_model(distance))
     if name == "neighborhood":
         return at_step(KeptNeighborhood(search, steps=8), 6)
-    defense = CollapseAwareTriplets(search, steps=8, epochs=4, distance=distance)
+    defense = CollapseAwareTriplets(search, steps=8, epochs=4, distance=distance, mode=mode)
     return at_step(defense, 6 if name == "ca_tride, candidates" else 7)
 
 
@@ -94,6 +98,9 @@ class Watched(nn.Module):
         if self.training:
             self.shown.append(images.detach().clone())
         return self.network(images)
+
+    def features(self, images):
+        return self.network.features(images)
 
 
 def shown_to(model, defense, images, labels, seed=3):

@@ -105,6 +105,8 @@ def test_the_loss_is_the_slow_one(name, distance, mode, invariance):
         (0.5, 0.10, -0.1414),
         (2, 2.0, -0.2),
         (0.5, 0.0, 0.0),
+        (0.5, 0.2, -0.2),
+        (0.5, 0.05, -0.1),
     ],
 )
 def test_the_gradual_destinations_have_the_published_values(power, last_loss, expected):

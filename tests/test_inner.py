@@ -7,7 +7,7 @@ import torch
 
 from robret_lib import mining
 from robret_lib.attacks import NES, PGD, AutoPGD, Averaged, Transfer
-from robret_lib.defenses import DrawnRadius
+from robret_lib.defenses import AntiCollapseTriplets, DrawnRadius, HardnessManipulation
 from robret_lib.defenses.inner import Shift, a_hair_aside, innermost
 from robret_lib.objectives import MARGIN
 from tests.small_defenses import BY_TRIPLETS, INNER, MODES, a_batch, exact_batch, exact_model
@@ -114,10 +114,40 @@ def test_the_innermost_search_is_found():
 @pytest.mark.parametrize("name", BY_TRIPLETS)
 def test_a_search_by_values_is_refused(name):
     """It takes the loss of an image for its own, and that of a positive depends on its negative."""
-    nes = NES(0.1)
-    for search in (nes, Averaged(nes, 2), Transfer(small_model(), nes), Transfer(small_model(), Averaged(nes, 2))):
-        with pytest.raises(TypeError, match=f"{BY_TRIPLETS[name].__name__} with a NES: expected a search by gradients"):
-            BY_TRIPLETS[name](search, mining.random)
+    made = BY_TRIPLETS[name]
+    for search in (NES(0.1), Averaged(NES(0.1), 2)):
+        with pytest.raises(TypeError, match=f"{made.__name__} with a NES: expected a search by gradients"):
+            made(search, mining.random)
+
+
+@pytest.mark.parametrize("name", BY_TRIPLETS)
+def test_a_search_on_another_network_and_what_is_no_search_are_refused(name):
+    """The network that is trained is the one to attack."""
+    made = BY_TRIPLETS[name]
+    for inner in (PGD(0.1, 0.1, 1), NES(0.1)):
+        with pytest.raises(TypeError, match=f"{made.__name__} with a Transfer: expected a search by gradients"):
+            made(Transfer(small_model(), inner), mining.random)
+    with pytest.raises(TypeError, match=f"{made.__name__} with the class PGD: expected a search, such as"):
+        made(PGD, mining.random)
+
+
+def test_an_objective_says_what_it_was_given_instead_of_a_distance_a_sampler_and_a_destination():
+    search = PGD(0.1, 0.1, 1)
+    with pytest.raises(ValueError, match='distance=\'cosine\': expected "N", "E" or "C"'):
+        AntiCollapseTriplets(search, distance="cosine")
+    with pytest.raises(TypeError, match="sampler='random': expected one of mining's"):
+        AntiCollapseTriplets(search, "random")
+    with pytest.raises(TypeError, match="destination=-0.1: expected a Benign, Constant or Gradual"):
+        HardnessManipulation(search, destination=-0.1)
+    with pytest.raises(ValueError, match="invariance=-1: expected a finite number of at least 0"):
+        HardnessManipulation(search, invariance=-1)
+
+
+@pytest.mark.parametrize("name", BY_TRIPLETS)
+def test_a_model_of_another_distance_is_refused(name):
+    message = "a model with distance 'E': this objective has distance='N'"
+    with pytest.raises(ValueError, match=message):
+        BY_TRIPLETS[name](PGD(0.1, 0.1, 1), mining.random)(small_model("E"), *a_batch(), seeded(3))
 
 
 @pytest.mark.parametrize("name", BY_TRIPLETS)

@@ -12,6 +12,7 @@ RULES = {
     "scale": runs.choice("quick", "full"),
     "seed": runs.integer(),
     "mode": runs.choice("fixed", "reference"),
+    "dataset": runs.text(),
     "eps": runs.fraction(),
     "temperature": runs.optional(runs.fraction()),
     "device": runs.choice("cpu"),
@@ -25,6 +26,7 @@ def write(tmp_path):
 
     def written(label, seed=0, standing=None, metrics=None, chapter="judge_defense", rules=RULES, **changes):
         given = {"label": label, "scale": "quick", "seed": seed, "mode": "fixed", "eps": 0.1, "temperature": None}
+        given |= {"dataset": "fashion-mnist"}
         given |= {"device": "cpu", "out_dir": str(tmp_path)} | changes
         run = runs.start(chapter, {name: given[name] for name in rules}, **rules)
         found = {name: runs.measured(value, n=4) for name, value in (metrics or {"R@1": 80.0}).items()}
@@ -63,6 +65,29 @@ def test_a_metric_that_some_runs_do_not_have_is_told_of_the_others(write, judged
         write("a", seed, metrics=metrics)
     assert judged()["a"].values("ERS") == [2.0, 5.0]
     assert judged()["a"].values("mAP") == []
+
+
+def test_every_data_set_has_its_own(write, judged):
+    """Also where the radii differ."""
+    write("a", metrics={"R@1": 1.0})
+    write("a", metrics={"R@1": 2.0}, dataset="birds.npz", eps=0.2)
+    assert judged()["a"].values("R@1") == [1.0]
+    assert judged(dataset="birds.npz")["a"].values("R@1") == [2.0]
+
+
+def test_what_the_training_was_and_how_it_ended(tmp_path, judged):
+    """Networks without a defense are not watched."""
+    for label, ends in (("a", [0.5, 0.25]), ("b", [None])):
+        for seed, spread in enumerate(ends):
+            given = {"label": label, "scale": "quick", "seed": seed, "mode": "fixed", "dataset": "fashion-mnist"}
+            given |= {"eps": 0.1, "temperature": None, "device": "cpu", "out_dir": str(tmp_path)}
+            history = [{"spread": 1.0}, {"step": 9} | ({} if spread is None else {"spread": spread})]
+            details = {"standing": {}, "recipe": {"steps": 9}, "history": history}
+            runs.start("judge_defense", given, **RULES).finish(
+                {"R@1": runs.measured(1.0, n=4)}, "toy", "fixed", details
+            )
+    a, b = judged().values()
+    assert (a.steps, a.last("spread"), b.last("spread")) == (9, [0.5, 0.25], [])
 
 
 def test_levels_are_numbers_in_their_order(write, judged):

@@ -12,6 +12,7 @@ from robret_lib import data, mining, models, objectives, recipes, training
 from robret_lib.augmentation import random_crop_and_flip
 from robret_lib.data import Protocol, RetrievalData, Split
 from robret_lib.recipes import Recipe, fashion_mnist, for_data, kept, named, official, trained, tuned_photographs
+from robret_lib.recipes.recipe import READ_BY
 
 DEFENSES = get_args(recipes.DefenseName)
 MAKERS = {
@@ -40,7 +41,8 @@ def differing(one, other):
     ("name", "steps", "sharpness"), [("cub", 3975, 10.0), ("cars", 5400, 9.5), ("sop", 39900, 2.0)]
 )
 def test_the_published_recipes_of_the_official_sets(name, steps, sharpness):
-    """RobRank: 75 passes over pairs in two processes of 56 each, Adam 1e-5, weight decay 4e-4, 512 dimensions."""
+    """RobRank: 75 passes over pairs in two processes of 56 each, Adam 1e-5, weight decay 4e-4, 512 dimensions; CA-TRIDE
+    in one."""
     assert official(name) == Recipe(
         *("resnet18", 512, steps, 112, "N", "random", 1e-5, 4e-4, 0, named.GENERATION), pretrained=True, crop=224
     )
@@ -48,10 +50,12 @@ def test_the_published_recipes_of_the_official_sets(name, steps, sharpness):
     assert steps == 75 * ceil(ceil(images / 2) / 56)
     for defense in DEFENSES:
         recipe = official(name, defense=defense)
-        step, count = {"ca_tride": (1, 16), "neighborhood": (2, 7)}.get(defense, (1, 32))
-        expected = pytest.approx(8 / 255), pytest.approx(step / 255), count, pytest.approx(8 / 255)
+        step, count = {"ca_tride": (1, 16), "neighborhood": (2, 7), "panum": (0.004 * 255, 5)}.get(defense, (1, 32))
+        eps = 0.01 if defense == "panum" else 8 / 255
+        expected = pytest.approx(eps), pytest.approx(step / 255), count, pytest.approx(8 / 255)
         assert (recipe.eps, recipe.inner_step, recipe.inner_steps, recipe.watched_eps) == expected
-        assert recipe.sharpness == sharpness
+    alone = official(name, defense="ca_tride")
+    assert (alone.sharpness, alone.pairs, alone.steps) == (sharpness, 56, 75 * ceil(images / 56))
 
 
 @pytest.mark.parametrize("defense", DEFENSES)
@@ -68,7 +72,9 @@ def test_a_defense_changes_what_it_must_and_nothing_else(name, defense):
     maker = MAKERS[name]
     undefended, recipe = maker(), maker(defense=defense)
     assert recipe.defense == defense and undefended.defense is None
-    allowed = OF_THE_ATTACK | BESIDES.get(defense, set()) | ({"sharpness"} if name in ("cars", "sop") else set())
+    alone = {"pairs", "steps"} | ({"sharpness"} if name in ("cars", "sop") else set())
+    official_tride = defense == "ca_tride" and name in ("cub", "cars", "sop")
+    allowed = OF_THE_ATTACK | BESIDES.get(defense, set()) | (alone if official_tride else set())
     assert differing(recipe, undefended) == allowed
     assert recipe.origin == (undefended if defense == "fare" else None)
     assert maker(defense=None) == undefended
@@ -90,10 +96,18 @@ def test_the_kept_neighborhood_takes_steps_of_a_quarter_of_its_radius(name):
 def test_what_is_asked_for_is_what_one_gets(name, defense):
     """Whatever the data set and the defense say of it."""
     origin = replace(MAKERS[name](), steps=9)
-    changes = {"sampler": "hard", "eps": 0.1, "inner_step": 0.01, "inner_steps": 3, "watched_eps": 0.0, "seed": 4}
-    changes |= {"sharpness": 3.0, "steps": 7, "drawn_radius": defense != "neighborhood", "origin": origin, "crop": 20}
+    changes = {"eps": 0.1, "inner_step": 0.01, "inner_steps": 3, "watched_eps": 0.0, "seed": 4, "steps": 7}
+    changes |= {"origin": origin, "crop": 20}
+    optional = {"sampler": "hard", "sharpness": 3.0, "drawn_radius": defense != "neighborhood", "mode": "reference"}
+    changes |= {field: value for field, value in optional.items() if defense in READ_BY[field]}
     recipe = MAKERS[name](defense=defense, **changes)
     assert {field: getattr(recipe, field) for field in changes} == changes
+
+
+@pytest.mark.parametrize("defense", ["fare", "neighborhood"])
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_defense_that_nobody_published_for_retrieval_has_one_mode(name, defense):
+    assert MAKERS[name](defense=defense, mode="reference") == MAKERS[name](defense=defense)
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -152,7 +152,7 @@ def test_distance_weighting_knows_the_size_of_the_embedding(mode, monkeypatch):
     monkeypatch.setattr(mining, "distance", sampler)
     train(small_model(), some_split(), TripletObjective(sampler, "N", mode), Schedule(1, 8))
     size = small_model()(some_split().images[:1].float()).shape[1]
-    assert given == [size if mode == "fixed" else 512]
+    assert given == [size]
 
 
 @pytest.mark.parametrize(("sampler", "distance"), ALLOWED)

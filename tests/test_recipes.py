@@ -39,6 +39,7 @@ from robret_lib.attacks.search import auto_pgd, ball, passes, pgd
 from robret_lib.data import Protocol, RetrievalData, Split, retrieval_data
 from robret_lib.defenses import (
     AntiCollapseTriplets,
+    Benign,
     Constant,
     DrawnRadius,
     Gradual,
@@ -48,12 +49,13 @@ from robret_lib.defenses import (
     memory,
     radius,
 )
-from robret_lib.defenses import named as named_defenses
 from robret_lib.metrics import recall_at_k
 from robret_lib.models import embed
 from robret_lib.recipes import FASHION_MNIST, Recipe, fashion_mnist, kept, trained
+from robret_lib.recipes import objective as objective_module
 from robret_lib.recipes import recipe as recipe_module
 from robret_lib.recipes.named import GENERATION
+from robret_lib.recipes.recipe import READ_BY
 
 # networks that were hardly trained, of which one is told that they find nothing
 pytestmark = pytest.mark.filterwarnings("ignore:(different embeddings|benign recall|this training collapsed)")
@@ -193,12 +195,12 @@ def test_every_part_of_a_recipe_is_part_of_its_name(field):
         "weight_decay": 0.0,
         "seed": 1,
         "generation": 1,
-        "defense": "act",
-        "eps": 0.1,
+        "defense": "est",
+        "eps": 0.2,
         "inner_step": 0.1,
         "inner_steps": 1,
         "drawn_radius": True,
-        "hardness": 0.0,
+        "destination": 0.0,
         "invariance": 0.5,
         "sharpness": 2.0,
         "origin": RECIPE,
@@ -211,8 +213,9 @@ def test_every_part_of_a_recipe_is_part_of_its_name(field):
         "pretrained": True,
         "crop": 24,
     }
-    data = some_data()
-    assert kept._key(replace(RECIPE, **{field: changes[field]}), data) != kept._key(RECIPE, data)
+    data, readers = some_data(), {"defense": ("act",)}.get(field) or READ_BY.get(field, (None,))
+    recipe = RECIPE if readers[0] is None else defended(readers[0])
+    assert kept._key(replace(recipe, **{field: changes[field]}), data) != kept._key(recipe, data)
 
 
 def test_other_training_data_has_another_name():
@@ -267,7 +270,7 @@ def defended(name, **changes):
     return replace(DEFENDED, **{"defense": name, **origin, **changes})
 
 
-PARTS_OF_ALL = [ball, passes, pgd, inner, named_defenses, radius]
+PARTS_OF_ALL = [ball, passes, pgd, inner, objective_module, radius]
 
 
 @pytest.mark.parametrize(
@@ -284,9 +287,7 @@ def test_other_code_of_a_defense_renames_only_quick_models_that_have_it(module, 
 def test_every_module_of_the_defenses_is_part_of_one():
     """Or of all; what is imported from there by another, too."""
     folder = Path(inner.__file__).parent
-    parts = {
-        part.__name__.rpartition(".")[2] for part in (inner, named_defenses, radius, *sum(kept.PARTS.values(), ()))
-    }
+    parts = {part.__name__.rpartition(".")[2] for part in (inner, radius, *sum(kept.PARTS.values(), ()))}
     assert parts == {path.stem for path in folder.glob("*.py")} - {"__init__"}
     assert set(kept.PARTS) == set(DEFENSES)
     for name, modules in kept.PARTS.items():
@@ -402,23 +403,30 @@ WEIGHTS_OF_THE_GENERATION = {
     (1, "N", "hm"): -67.48403211628809,
     (1, "N", "ca_tride"): 59.92200497858221,
     (1, "N", "fare"): -71.05525261445328,
-    (1, "N", "neighborhood"): 65.13386459234748,
+    (1, "N", "neighborhood"): 81.61180673272364,
+    (1, "N", "est, reference"): 15.779952827077617,
+    (1, "N", "ses, reference"): -36.52406221099452,
+    (1, "N", "rest, reference"): 40.673802698648686,
+    (1, "N", "ramd, reference"): -103.60339589566112,
+    (1, "N", "ca_tride, reference"): 61.22959388164024,
+    (1, "N", "crops"): 86.33976229097713,
 }
 
 
-def trained_a_little(distance="N", sampler="random", defense=None):
+def trained_a_little(distance="N", sampler="random", defense=None, **changes):
     """How far four steps of a full-scale recipe move the weights along a fixed direction; the same on any machine.
 
     The original of "fare" is as untrained as the network, but another one. What "hm" makes for is beyond what an
     untrained network has, so that there is an attack.
     """
-    changes = {"steps": 4, "pairs": 4} | ({"inner_steps": 4} if defense else {"sampler": sampler})
-    changes |= {"hardness": 0.1, "invariance": 0.5} if defense == "hm" else {}
+    changes |= {"steps": 4, "pairs": 4} | ({"inner_steps": 4} if defense else {"sampler": sampler})
+    changes |= {"destination": 0.1, "invariance": 0.5} if defense == "hm" else {}
     recipe = fashion_mnist("full", distance=distance, defense=defense, **changes)
     data, model = some_data(), kept._initial_model(recipe).double()
     original = kept._initial_model(replace(recipe, seed=1)).double()
     before = torch.nn.utils.parameters_to_vector(model.parameters()).clone()
-    training.train(model, data.train, *kept._plan(recipe, original))
+    augment = partial(kept._cropped, size=recipe.crop) if recipe.crop else None
+    training.train(model, data.train, *kept._plan(recipe, original), augment=augment)
     moved = torch.nn.utils.parameters_to_vector(model.parameters()).detach() - before
     return (moved * torch.linspace(-1, 1, len(moved), dtype=torch.float64)).sum().item()
 
@@ -431,6 +439,16 @@ def test_full_scale_weights_are_those_of_the_generation(distance, sampler):
 @pytest.mark.parametrize("defense", DEFENSES)
 def test_full_scale_weights_of_a_defense_are_those_of_the_generation(defense):
     assert_of_the_generation(trained_a_little(defense=defense), "N", defense)
+
+
+@pytest.mark.parametrize("defense", ["est", "ses", "rest", "ramd", "ca_tride"])
+def test_full_scale_weights_of_a_defense_as_published_are_those_of_the_generation(defense):
+    """Of those whose mode makes a difference with their own sampler."""
+    assert_of_the_generation(trained_a_little(defense=defense, mode="reference"), "N", f"{defense}, reference")
+
+
+def test_full_scale_weights_of_crops_are_those_of_the_generation():
+    assert_of_the_generation(trained_a_little(backbone="resnet18", crop=24), "N", "crops")
 
 
 def test_no_two_numbers_of_the_generation_are_the_same():
@@ -587,9 +605,33 @@ def test_the_recipe_of_a_defense_brings_its_inner_attack():
     assert schedule == kept._plan(FASHION_MNIST["quick"])[1]
 
 
-def test_a_defense_nobody_knows_is_refused():
-    with pytest.raises(ValueError, match=r"defense='ACT': expected one of \('est', .*\), or None"):
-        replace(DEFENDED, defense="ACT")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"defense": "ACT"}, r"defense='ACT': expected one of \('est', .*\), or None"),
+        ({"mode": "refrence"}, "mode='refrence': expected 'fixed' or 'reference'"),
+        ({"sampler": "softhardest"}, r"sampler='softhardest': expected one of \('random', .*\)"),
+        ({"defense": "hm", "destination": "gLGA"}, r"destination='gLGA': expected one of \('gradual', .*\), or a"),
+        ({"inner_steps": 0}, r"defense='act' with {'eps': 0.1, .*'inner_steps': 0}: expected numbers above 0"),
+        ({"defense": None}, "eps=0.1 with defense=None, which does not look at it"),
+        ({"invariance": 0.5}, "invariance=0.5 with defense='act', which does not look at it"),
+        ({"defense": "neighborhood", "sampler": "hard"}, "sampler='hard' with defense='neighborhood', which"),
+        ({"defense": "neighborhood", "mode": "reference"}, "mode='reference' with defense='neighborhood'"),
+        ({"defense": "ca_tride", "drawn_radius": True}, "drawn_radius=True with defense='ca_tride', which"),
+        ({"defense": "neighborhood", "distance": "E"}, 'with distance="E": expected "N" or "C"'),
+    ],
+    ids=str,
+)
+def test_a_recipe_that_nobody_can_follow_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(DEFENDED, **changes)
+
+
+def test_several_processes_are_refused(monkeypatch):
+    """Each would wait for the others: the first for the second in a step, and that one for the first's lock."""
+    monkeypatch.setattr(kept.dist, "is_initialized", lambda: True)
+    with pytest.raises(RuntimeError, match="in one of several processes: expected one alone; see training.train"):
+        trained(RECIPE, some_data(), CPU)
 
 
 def test_a_defended_recipe_is_trained_and_kept(trainings):
@@ -621,7 +663,8 @@ def built(recipe):
 
 @pytest.mark.parametrize("name", DEFENSES)
 def test_every_defense_is_built_with_what_the_recipe_says(name):
-    recipe = defended(name, sampler="hard", drawn_radius=name != "ca_tride")
+    given = {"sampler": "hard", "drawn_radius": True}
+    recipe = defended(name, **{field: value for field, value in given.items() if name in READ_BY[field]})
     objective = built(recipe)
     assert type(objective) is BUILT[name]
     search = attacks.PGD(0.1, 0.05, 2, random_start=name in ("panum", "fare", "neighborhood"))
@@ -636,8 +679,10 @@ def test_every_defense_is_built_with_what_the_recipe_says(name):
 
 def test_what_only_one_defense_needs_reaches_it():
     assert built(defended("hm")).destination == Gradual() and built(defended("hm")).invariance == 0
-    hard = built(defended("hm", hardness=-0.1, invariance=0.05))
+    hard = built(defended("hm", destination=-0.1, invariance=0.05))
     assert (hard.destination, hard.invariance) == (Constant(-0.1), 0.05)
+    wanted = {"squared": Gradual(2.0), "root": Gradual(0.5), "benign": Benign(), "boosted": Benign(boost=0.1)}
+    assert {name: built(defended("hm", destination=name)).destination for name in wanted} == wanted
     aware = built(defended("ca_tride", sharpness=9.5, steps=150))
     assert (aware.sharpness, aware.progress.steps, aware.epochs) == (9.5, 150, 75)
     near = built(defended("neighborhood", temperature=0.2, clean_weight=0.3, ramp=0.25, steps=150))
@@ -664,8 +709,9 @@ def test_the_recipe_of_every_published_defense_of_fashion_mnist(name, scale):
         field: getattr(recipe, field) for field in ("backbone", "embedding_dim", "steps", "pairs", "lr", "generation")
     }
     assert own == {field: getattr(FASHION_MNIST[scale], field) for field in own}
-    assert fashion_mnist(scale, defense=name, eps=0.1, sampler="hard").eps == 0.1
-    assert fashion_mnist(scale, defense=name, eps=0.1, sampler="hard").sampler == "hard"
+    assert fashion_mnist(scale, defense=name, eps=0.1).eps == 0.1
+    if name in READ_BY["sampler"]:
+        assert fashion_mnist(scale, defense=name, sampler="hard").sampler == "hard"
 
 
 def test_the_origin_is_of_the_same_backbone_embedding_distance_and_seed():
@@ -741,18 +787,22 @@ def test_what_is_watched_changes_no_weight_and_draws_nothing():
 def test_a_training_that_collapsed_is_told_with_its_step_also_when_it_comes_from_the_cache(trainings, monkeypatch):
     spreads = iter([0.5, 0.001, 0.002, 0.0031])
     monkeypatch.setattr(collapse, "signs", lambda *_: {"spread": next(spreads), "collapseness": -0.1})
-    for _ in range(2):
+    for at_once in (3, 0):
         with pytest.warns(
             RuntimeWarning, match=r"collapsed: from step 2 on, .* \(spread 0.0031, R@1 \d+\.\d %\)"
         ) as told:
             trained(DEFENDED, some_data(), CPU)
-        assert len(told) == 1 and told[0].filename == __file__
+        assert len(told) == at_once + 1 and told[-1].filename == __file__
+        assert all("this training is collapsed: spread 0.00" in str(each.message) for each in told[:-1])
     assert len(trainings) == 1
 
 
-def test_a_training_that_came_back_or_never_collapsed_is_told_of_nowhere(monkeypatch):
-    spreads = iter([0.001, 0.001, 0.001, 0.5])
+def test_a_training_that_came_back_or_never_collapsed_is_not_told_of_afterwards(monkeypatch):
+    spreads = iter([0.001, 0.5, 0.5, 0.5])
     monkeypatch.setattr(collapse, "signs", lambda *_: {"spread": next(spreads), "collapseness": -0.1})
+    with pytest.warns(RuntimeWarning, match="this training is collapsed: spread 0.0010") as told:
+        trained(DEFENDED, some_data(), CPU)
+    assert len(told) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trained(DEFENDED, some_data(), CPU)

@@ -507,3 +507,17 @@ def test_auto_takes_the_gpu_and_records_it(parameters):
     record = json.loads(finish(run).read_text())
     assert record["device"]["name"] == torch.cuda.get_device_name()
     assert record["peak_device_memory_bytes"] >= 4000
+
+
+@pytest.mark.parametrize(("given", "found"), [("benign", "benign"), (-0.1, -0.1), ("1/4", 0.25)])
+def test_either_takes_what_the_first_rule_allows_that_does(given, found):
+    rule = runs.either(runs.choice("gradual", "benign"), runs.fraction(minimum=-1))
+    assert rule.convert(given) == found
+
+
+def test_either_refuses_what_no_rule_allows_and_says_what_they_do(parameters):
+    rule = runs.either(runs.choice("gradual", "benign"), runs.fraction(minimum=-1))
+    with pytest.raises(
+        runs.ParameterError, match="scale = 'gLGA' is not allowed. Allowed: .*\"benign\", or a finite number"
+    ):
+        runs.start("90_tiny", parameters | {"scale": "gLGA"}, **RULES | {"scale": rule})

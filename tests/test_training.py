@@ -45,19 +45,25 @@ def small_model():
     return nn.Sequential(*layers)
 
 
+class Interrupted(Exception):
+    pass
+
+
 class ScaledTriplets(nn.Module):
     """A triplet loss with a weight of its own and a draw from the generator; counts its calls.
 
     After ``free_calls`` it waits for the file ``signal``: work is left, however slow those are who look at it. It
-    gives up when ``parent``, if there is one, has ended.
+    gives up when ``parent``, if there is one, has ended. It fails after ``last`` calls.
     """
 
-    def __init__(self, free_calls=math.inf, signal=None, parent=None):
+    def __init__(self, free_calls=math.inf, signal=None, parent=None, last=math.inf):
         super().__init__()
         self.margin, self.calls = nn.Parameter(torch.tensor(0.5)), 0
-        self.free_calls, self.signal, self.parent = free_calls, signal, parent
+        self.free_calls, self.signal, self.parent, self.last = free_calls, signal, parent, last
 
     def forward(self, model, images, labels, generator):
+        if self.calls == self.last:
+            raise Interrupted
         while self.calls >= self.free_calls and not self.signal.exists() and self.parent in (None, os.getppid()):
             time.sleep(0.01)
         self.calls += 1
@@ -245,7 +251,7 @@ def test_augmented_training_stopped_and_resumed_ends_the_same(stop, tmp_path):
     history = train(whole, larger_split(), ScaledTriplets(), SCHEDULE, augment=crop)
     arguments = {"checkpoint": tmp_path / "checkpoint", "checkpoint_every": 3, "augment": crop}
     with pytest.raises(Interrupted):
-        train(small_model(), larger_split(), InterruptedTriplets(stop), SCHEDULE, **arguments)
+        train(small_model(), larger_split(), ScaledTriplets(last=stop), SCHEDULE, **arguments)
     model, resumed = small_model(), ScaledTriplets()
     assert_same(train(model, larger_split(), resumed, SCHEDULE, **arguments), history)
     assert resumed.calls == 20 - stop // 3 * 3
@@ -327,30 +333,13 @@ def test_batches_go_on_where_they_stopped(start, world):
 # Checkpoints
 
 
-class Interrupted(Exception):
-    pass
-
-
-class InterruptedTriplets(ScaledTriplets):
-    """Fails at its n-th call."""
-
-    def __init__(self, last):
-        super().__init__()
-        self.last = last
-
-    def forward(self, *arguments):
-        if self.calls == self.last:
-            raise Interrupted
-        return super().forward(*arguments)
-
-
 @pytest.mark.parametrize("stop", range(1, 20))
 def test_stopped_at_any_step_and_resumed_it_ends_the_same(stop, tmp_path):
     """Across ends of epochs (5), checkpoints (3) and history entries (7)."""
     expected, objective, history = trained(validate=norm_of_weights, validate_every=7)
     arguments = SCHEDULE, tmp_path / "checkpoint", 3, norm_of_weights, 7
     with pytest.raises(Interrupted):
-        train(small_model(), some_split(), InterruptedTriplets(stop), *arguments)
+        train(small_model(), some_split(), ScaledTriplets(last=stop), *arguments)
     model, resumed = small_model(), ScaledTriplets()
     again = train(model, some_split(), resumed, *arguments)
     assert resumed.calls == 20 - stop // 3 * 3
@@ -365,7 +354,7 @@ def test_a_falling_rate_stopped_and_resumed_goes_on_falling(stop, tmp_path):
     whole, objective, schedule = small_model(), ScaledTriplets(), SCHEDULE._replace(decay=0.75)
     history = train(whole, some_split(), objective, schedule)
     with pytest.raises(Interrupted):
-        train(small_model(), some_split(), InterruptedTriplets(stop), schedule, tmp_path / "checkpoint", 3)
+        train(small_model(), some_split(), ScaledTriplets(last=stop), schedule, tmp_path / "checkpoint", 3)
     model, resumed = small_model(), ScaledTriplets()
     assert_same(train(model, some_split(), resumed, schedule, tmp_path / "checkpoint"), history)
     assert resumed.calls == 20 - stop // 3 * 3
@@ -389,8 +378,15 @@ def test_the_checkpoint_holds_no_code(tmp_path):
     assert state["step"] == 20 and state["identity"] == SCHEDULE._asdict() | {
         "images": len(some_split()),
         "processes": 1,
+        "objective": "ScaledTriplets",
     }
     assert os.listdir(tmp_path / "sub") == ["checkpoint"]
+
+
+def test_a_checkpoint_of_another_objective_is_refused_by_name(tmp_path):
+    trained(checkpoint=tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match=r"written with .*'ScaledTriplets'}, this training is .*'TripletObjective'}"):
+        train(small_model(), some_split(), TripletObjective(mining.random), SCHEDULE, tmp_path / "checkpoint")
 
 
 @pytest.mark.parametrize(

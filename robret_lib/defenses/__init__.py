@@ -5,7 +5,7 @@ from robret_lib.defenses.ca_tride import CollapseAwareTriplets
 from robret_lib.defenses.collapse import collapsed_at, collapseness, spread
 from robret_lib.defenses.est import EmbeddingShiftedTriplets
 from robret_lib.defenses.fare import FixedTargets
-from robret_lib.defenses.hm import Benign, Constant, Gradual, HardnessManipulation
+from robret_lib.defenses.hm import Benign, Constant, Destination, Gradual, HardnessManipulation
 from robret_lib.defenses.min_max import MinMaxTriplets
 from robret_lib.defenses.neighborhood import KeptNeighborhood
 from robret_lib.defenses.panum import PanumTriplets
@@ -20,6 +20,7 @@ __all__ = [
     "CandidateMinMaxTriplets",
     "CollapseAwareTriplets",
     "Constant",
+    "Destination",
     "DrawnRadius",
     "EmbeddingShiftedTriplets",
     "FixedTargets",

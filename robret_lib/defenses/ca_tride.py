@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from robret_lib import mining
 from robret_lib.attacks import PGD
-from robret_lib.attacks.fields import check_count
+from robret_lib.attacks.fields import check_count, check_number
 from robret_lib.defenses.collapse import collapseness, smallest_half
 from robret_lib.defenses.inner import AttackedTriplets, a_hair_aside
 from robret_lib.defenses.memory import Progress
@@ -37,11 +37,13 @@ class CollapseAwareTriplets(AttackedTriplets):
         steps: Of the whole training.
         epochs: In how many equal stairs step length and sampling margin change; published as 75 passes over the data.
         sharpness: lambda of the collapseness; published as 10 for CUB, 9.5 for CARS and 2 for SOP.
-        distance, mode: As in `AttackedTriplets`.
+        distance: As in `AttackedTriplets`.
+        mode: In mode "reference" the anchor perturbation measures the way from home from home itself, where it has
+            hardly a slope; in "fixed", see `inner.a_hair_aside`.
 
     Raises:
         TypeError: A search that is no `PGD`: the length of its steps has to rise.
-        ValueError: No steps or epochs; distance "C" in mode "reference".
+        ValueError: No steps or epochs; a sharpness below zero; a distance other than "N" in mode "reference".
     """
 
     ENOUGH = 1e-5
@@ -58,9 +60,12 @@ class CollapseAwareTriplets(AttackedTriplets):
         if not isinstance(search, PGD):
             raise TypeError(f"CA-TRIDE with {search!r}: expected PGD(eps, step, steps), whose step can rise")
         check_count("epochs", epochs)
+        check_number("sharpness", sharpness, least=0)
         super().__init__(search, mining.semihard, distance, mode)
-        if mode == "reference" and distance == "C":
-            raise ValueError('distance="C": the published code attacks for "N" and "E" alone; use mode="fixed"')
+        if mode == "reference" and distance != "N":
+            raise ValueError(
+                f'distance={distance!r}: the margins of the published code are those of "N"; use mode="fixed"'
+            )
         self.epochs, self.sharpness = epochs, sharpness
         self.progress = Progress(steps)
 

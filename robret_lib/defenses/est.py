@@ -28,9 +28,10 @@ class EmbeddingShiftedTriplets(AttackedTriplets):
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Scalar loss of an SPC-2 batch: images ``[2P, C, H, W]`` in [0, 1], labels int ``[2P]``."""
-        if self.mode == "reference":
+        self.check(model)
+        if self.mode == "reference" and any(map(has_batch_statistics, model.modules())):
             with torch.no_grad():
-                self._embedded(model, images)  # what the published code logs
+                self._embedded(model, images)  # what the published code logs, and what its statistics see
         away = Shift(embed(model, images), self.distance, self.mode, generator)
         embeddings = self._embedded(model, self.search(model, images, away, generator))
         triplets = self.triplets(embeddings.detach(), labels, generator)

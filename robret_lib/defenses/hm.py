@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robret_lib import mining
 from robret_lib.attacks import Search
+from robret_lib.attacks.fields import check_number
 from robret_lib.defenses.inner import AttackedTriplets
 from robret_lib.defenses.memory import LastLoss
 from robret_lib.mining import Mode, Sampler
@@ -22,10 +23,16 @@ class Benign:
     Args:
         sampler: One of `mining`'s.
         boost: g_B adds ``boost (1 - l)``, which grows as the loss falls; published with 0.1, and 0 leaves it out.
+
+    Raises:
+        ValueError: A boost that is no finite number.
     """
 
     sampler: Sampler = mining.semihard
     boost: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_number("boost", self.boost)
 
 
 @dataclass(frozen=True)
@@ -34,9 +41,15 @@ class Constant:
 
     Args:
         hardness: The number.
+
+    Raises:
+        ValueError: It is not finite.
     """
 
     hardness: float
+
+    def __post_init__(self) -> None:
+        check_number("hardness", self.hardness)
 
 
 @dataclass(frozen=True)
@@ -49,10 +62,16 @@ class Gradual:
     Args:
         power: 1, 2 or 1/2 in the paper.
         sampler: Is drawn from and thrown away in mode "reference" (RobRank, where it is part of the method's name).
+
+    Raises:
+        ValueError: A power that is not above zero.
     """
 
     power: float = 1.0
     sampler: Sampler = mining.semihard
+
+    def __post_init__(self) -> None:
+        check_number("power", self.power, above=0)
 
 
 Destination = Benign | Constant | Gradual
@@ -70,7 +89,8 @@ class HardnessManipulation(AttackedTriplets):
 
     In mode "reference" nothing is attacked where the destination's sampler is that of the source, whatever else the
     destination says, as in the published code; and only distance "N" is known. The published code also ends the attack
-    where the loss of the batch stands still; that saves time and changes nothing that could be seen.
+    where the loss of the batch stands still; that saves time and changes nothing that could be seen. And each of its
+    processes goes by the loss of its own, where ours take the mean of all.
 
     Args:
         search: The inner attack; published with `PGD`, in 8 (paper) or 32 (code) steps.
@@ -80,8 +100,8 @@ class HardnessManipulation(AttackedTriplets):
         distance, mode: As in `AttackedTriplets`.
 
     Raises:
-        TypeError: As `AttackedTriplets`.
-        ValueError: A distance other than "N" in mode "reference"; a sampler that does not know the distance.
+        TypeError: As `AttackedTriplets`; a destination that is none.
+        ValueError: As `AttackedTriplets`; a distance other than "N" in mode "reference"; an invariance below zero.
     """
 
     published_sampling_margin = MARGIN
@@ -98,6 +118,9 @@ class HardnessManipulation(AttackedTriplets):
         super().__init__(search, sampler, distance, mode)
         if mode == "reference" and distance != "N":
             raise ValueError(f'distance={distance!r}: the published code knows "N" alone; use mode="fixed"')
+        if not isinstance(destination, Destination):
+            raise TypeError(f"destination={destination!r}: expected a Benign, Constant or Gradual")
+        check_number("invariance", invariance, least=0)
         self.destination, self.invariance = destination, invariance
         named = None if isinstance(destination, Constant) else destination.sampler
         self.destined = None if named is None else TripletObjective(named, distance, mode)

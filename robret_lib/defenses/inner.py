@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from robret_lib import mining
-from robret_lib.attacks import Search
-from robret_lib.attacks.attack import check_mode
+from robret_lib.attacks import Search, Transfer
+from robret_lib.attacks.search.passes import check_search
 from robret_lib.attacks.search.values import ValueSearch
 from robret_lib.distances import row_distance
 from robret_lib.mining import Mode, Sampler
@@ -22,11 +22,12 @@ class AttackedTriplets(TripletObjective):
     Args:
         search: The inner attack, by gradients: a loss may look at several images, which none by values is made for.
         sampler, distance, mode: As in `TripletObjective`. In mode "reference" a sampler is given the margin that the
-            published code gives it; it is not that of the loss, and only `mining.semihard` looks at it.
+            published code gives it, which for ACT, REST, min-max and RAMD with distance "N" is not that of the loss;
+            only `mining.semihard` looks at it. And `mining.softhard` may take an anchor for its own positive.
 
     Raises:
-        TypeError: A search by values, such as `NES`, which moves one image at a time.
-        ValueError: A mode nobody knows.
+        TypeError: No search, one by values, such as `NES`, which moves one image at a time, or one on another network.
+        ValueError: As `TripletObjective`.
     """
 
     published_sampling_margin: ClassVar[dict[Distance, float]] = MARGIN | {"N": MARGIN["E"]}
@@ -36,7 +37,6 @@ class AttackedTriplets(TripletObjective):
     ) -> None:
         super().__init__(sampler, distance, mode)
         check_inner(self, search)
-        check_mode(mode)
         self.search = search
         if mode == "reference":
             self.sampling_margin = self.published_sampling_margin[distance]
@@ -45,6 +45,7 @@ class AttackedTriplets(TripletObjective):
         self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, mining.Triplets]:
         """Embeddings ``[2P, D]`` of the clean batch, without gradients, and triplets drawn from them."""
+        self.check(model)
         clean = embed(model, images)
         return clean, self.triplets(clean, labels, generator)
 
@@ -97,12 +98,16 @@ def a_hair_aside(clean: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def check_inner(of: nn.Module, search: Search) -> None:
-    """Raise a TypeError unless it is a search by gradients, which may follow a loss of several images."""
-    inner = innermost(search)
-    if isinstance(inner, ValueSearch):
-        raise TypeError(
-            f"{type(of).__name__} with a {type(inner).__name__}: expected a search by gradients, PGD or AutoPGD"
-        )
+    """Raise a TypeError unless it is a search by the gradients of the network that is trained.
+
+    Such a one may follow a loss of several images.
+    """
+    check_search(of, search)
+    for inner in (search, innermost(search)):
+        if isinstance(inner, ValueSearch | Transfer):
+            raise TypeError(
+                f"{type(of).__name__} with a {type(inner).__name__}: expected a search by gradients, PGD or AutoPGD"
+            )
 
 
 def innermost(search: Search) -> Search:

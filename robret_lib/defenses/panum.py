@@ -21,8 +21,8 @@ class PanumTriplets(AttackedTriplets):
     The positive is driven away from its anchor, the negative towards it, or the anchor is moved until it is further
     from the positive than from the negative. (Panum et al., "Exploring Adversarial Robustness of Deep Metric Learning",
     2021; the anonymous public code of that work.) There the triplets come from the distance-weighted miner of
-    pytorch-metric-learning, one for each image of the batch; here they come from a sampler of `mining`, one for each
-    pair.
+    pytorch-metric-learning with cutoffs at 0.5 and 1.4, one for each image of the batch; here they come from a sampler
+    of `mining`, one for each pair. Its second loss, the contrastive one, is left out.
 
     Args:
         search: The inner attack; published as ``PGD(0.01, 0.004, steps=5, random_start=True)``, the step two fifths of
@@ -53,15 +53,24 @@ class PanumTriplets(AttackedTriplets):
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Scalar loss of an SPC-2 batch: images ``[2P, C, H, W]`` in [0, 1], labels int ``[2P]``."""
         clean, triplets = self.clean_triplets(model, images, labels, generator)
-        shown, fixed = ({name: what[at] for name, at in triplets._asdict().items()} for what in (images, clean))
+        shown = {name: images[at] for name, at in triplets._asdict().items()}
+        chosen = self._chosen(len(triplets.anchor), generator, images.device)
+        fixed = {name: clean[at[chosen]] for name, at in triplets._asdict().items()}
 
         def loss(embeddings: Tensor) -> Tensor:
             return -self._reached(**fixed | {self.role: embeddings})
 
-        moved = self.search(model, shown[self.role], loss, generator)
-        chosen = torch.rand(len(moved), 1, 1, 1, generator=generator, device=moved.device) < self.attack_rate
-        shown[self.role] = torch.where(chosen, moved, shown[self.role])
+        if len(chosen):
+            moved = self.search(model, shown[self.role][chosen], loss, generator)
+            shown[self.role] = shown[self.role].index_copy(0, chosen, moved)
         return self.loss(*model(torch.cat([shown[name] for name in triplets._fields])).chunk(3))
+
+    def _chosen(self, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+        """Which of the triplets are attacked."""
+        if self.attack_rate == 1:
+            return torch.arange(count, device=device)
+        drawn = torch.rand(count, generator=generator, device=device)
+        return (drawn < self.attack_rate).nonzero()[:, 0]
 
     def _reached(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         """What the attack on the role makes large ``[P]``."""

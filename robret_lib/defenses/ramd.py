@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from robret_lib.defenses.inner import AttackedTriplets
-from robret_lib.models import EmbeddingModel, embed
+from robret_lib.models import evaluation_mode, unwrapped
 
 
 class CandidateMinMaxTriplets(AttackedTriplets):
@@ -14,6 +14,9 @@ class CandidateMinMaxTriplets(AttackedTriplets):
     to scale the anchor's embedding to length one, and mode "reference" with it (RobRank, `MadryInnerMax.ptbpn`). That
     hardly ever moves an image elsewhere: on the unit sphere, the way to a point and the way to its multiple are one.
     Arguments: see `AttackedTriplets`.
+
+    Raises:
+        TypeError: In mode "reference", a model that is no `models.EmbeddingModel`.
     """
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -30,6 +33,8 @@ class CandidateMinMaxTriplets(AttackedTriplets):
 
 
 def _raw(model: nn.Module, images: Tensor) -> Tensor:
-    """Embeddings ``[B, D]`` before they are scaled to length one."""
-    network = next(part for part in model.modules() if isinstance(part, EmbeddingModel))
-    return embed(nn.Sequential(network.normalization, network.backbone), images)
+    """Embeddings ``[B, D]`` before they are scaled to length one, without gradients."""
+    if not hasattr(unwrapped(model), "features"):
+        raise TypeError(f'a {type(model).__name__}: mode="reference" expects a models.EmbeddingModel')
+    with evaluation_mode(model), torch.no_grad():
+        return unwrapped(model).features(images)

@@ -6,6 +6,7 @@ from torch.nn.functional import normalize
 
 from robret_lib import mining
 from robret_lib.attacks import Search
+from robret_lib.attacks.fields import check_number
 from robret_lib.defenses.inner import AttackedTriplets, Shift
 from robret_lib.mining import Mode, Sampler
 from robret_lib.models import Distance
@@ -21,6 +22,10 @@ class ShiftSuppressedTriplets(AttackedTriplets):
         search, sampler, distance, mode: See `AttackedTriplets`. In mode "reference" distance "E" compares the clean
             embedding with the moved one scaled to length one, as the published code does.
         weight: Of the distance; 1 as published.
+
+    Raises:
+        TypeError: As `AttackedTriplets`.
+        ValueError: As `AttackedTriplets`; a weight below zero.
     """
 
     published_sampling_margin = MARGIN
@@ -34,13 +39,17 @@ class ShiftSuppressedTriplets(AttackedTriplets):
         weight: float = 1.0,
     ) -> None:
         super().__init__(search, sampler, distance, mode)
+        check_number("weight", weight, least=0)
         self.weight = weight
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Scalar loss of an SPC-2 batch: images ``[2P, C, H, W]`` in [0, 1], labels int ``[2P]``."""
-        before, triplets = self.clean_triplets(model, images, labels, generator)
-        moved = self.search(model, images, Shift(before, self.distance, self.mode, generator), generator)
-        clean, shifted = model(torch.cat([images, moved])).chunk(2)
+        self.check(model)
+        clean = model(images)
+        before = clean.detach()
+        triplets = self.triplets(before, labels, generator)
+        away = Shift(before, self.distance, self.mode, generator)
+        shifted = model(self.search(model, images, away, generator))
         loss = self.loss(*(clean[role] for role in triplets))
         if self.mode == "reference" and self.distance == "E":
             shifted = normalize(shifted, dim=1)

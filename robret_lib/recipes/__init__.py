@@ -1,6 +1,5 @@
 """The models the chapters train, each from a recipe, trained once and kept for the next chapter."""
 
-from robret_lib.defenses.named import DefenseName
 from robret_lib.recipes.kept import Trained, trained
 from robret_lib.recipes.named import (
     FASHION_MNIST,
@@ -12,12 +11,13 @@ from robret_lib.recipes.named import (
     photographs,
     tuned_photographs,
 )
-from robret_lib.recipes.recipe import Recipe, SamplerName, Whitened
+from robret_lib.recipes.recipe import DefenseName, DestinationName, Recipe, SamplerName, Whitened
 
 __all__ = [
     "FASHION_MNIST",
     "INNER_ATTACK",
     "DefenseName",
+    "DestinationName",
     "Recipe",
     "SamplerName",
     "Trained",

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
@@ -38,7 +39,6 @@ from robret_lib.defenses import (
     inner,
     memory,
     min_max,
-    named,
     neighborhood,
     panum,
     radius,
@@ -46,14 +46,15 @@ from robret_lib.defenses import (
     rest,
     ses,
 )
-from robret_lib.defenses.named import DefenseName
 from robret_lib.files import one_at_a_time, written_whole
+from robret_lib.recipes import objective as objective_module
 from robret_lib.recipes import recipe as recipe_module
-from robret_lib.recipes.recipe import ADDED_LATER, Recipe, Whitened
+from robret_lib.recipes.objective import of_defense
+from robret_lib.recipes.recipe import ADDED_LATER, DefenseName, Recipe, Whitened
 from robret_lib.scores import robust_recall
 
 WATCHED_QUERIES = 200
-"""Of how many queries."""
+"""Of how many queries robust recall joins the history."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Trained:
         model: On the device asked for, in evaluation mode.
         history: See `training.train`; validation is Recall@1 in percent, key "recall_at_1", with a defense also
             `defenses.collapse.signs` of the gallery, and "robust_recall_at_1", what effort "quick" leaves of 200
-            queries at the radius that is watched. Empty for `Whitened`.
+            queries at the radius that is watched. Empty for `Whitened`. Kept as it was measured: the code that
+            measures is no part of a model's name.
         seconds: Wall time of the training (of its last part if it was resumed; that of the origin is not in it), also
             when it comes from the cache.
         device: What it was trained on.
@@ -88,12 +90,15 @@ def trained(recipe: Recipe | Whitened, data: RetrievalData, device: torch.device
         progress: Show a progress bar while training.
 
     Warns:
-        RuntimeWarning: The model collapsed, and when.
+        RuntimeWarning: The model collapsed, and when; while it is trained, at once.
 
     Raises:
+        RuntimeError: In one of several processes, each of which would wait for the others: see `training.train`.
         ValueError: The file in the cache is damaged.
         OSError: The model is not there, and the folder cannot be written.
     """
+    if dist.is_initialized():
+        raise RuntimeError("recipes.trained in one of several processes: expected one alone; see training.train")
     file = data_root() / "models" / f"{_key(recipe, data)}.safetensors"
     model = _initial_model(recipe).to(device)
     if not file.exists():
@@ -130,7 +135,7 @@ def _plan(recipe: Recipe, original: nn.Module | None = None) -> tuple[nn.Module,
     if recipe.defense is None:
         sampler = getattr(mining, recipe.sampler)
         return objectives.TripletObjective(sampler, recipe.distance, recipe.mode), schedule
-    return named.objective(recipe, original), schedule
+    return of_defense(recipe, original), schedule
 
 
 def _train_into(
@@ -185,6 +190,8 @@ def _validated(model: models.EmbeddingModel, recipe: Recipe, data: RetrievalData
     found = {"recall_at_1": metrics.recall_at_k(queries, gallery, *labels, k=(1,), self_excluded=own)[1]}
     if recipe.defense:
         found |= collapse.signs(gallery, data.gallery.labels, recipe.distance)
+        if found["spread"] < collapse.COLLAPSED:
+            warnings.warn(f"this training is collapsed: spread {found['spread']:.4f}", RuntimeWarning, stacklevel=2)
     if recipe.watched_eps:
         queries = min(WATCHED_QUERIES, len(data.query))
         result = robust_recall(model, data, recipe.watched_eps, queries=queries, effort="quick")
@@ -284,5 +291,7 @@ PARTS: dict[DefenseName, tuple[ModuleType, ...]] = {
     "fare": (fare,),
     "neighborhood": (neighborhood, memory),
 }
-DEFENSE_CODE = {name: _digest(ball, passes, pgd, inner, named, radius, *parts) for name, parts in PARTS.items()}
+DEFENSE_CODE = {
+    name: _digest(ball, passes, pgd, inner, radius, objective_module, *parts) for name, parts in PARTS.items()
+}
 """What makes a model with a defense, besides."""

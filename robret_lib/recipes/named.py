@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 from robret_lib.data import RetrievalData, center_cropped, load
-from robret_lib.defenses.named import DefenseName
-from robret_lib.recipes.recipe import OF_A_MODEL, Recipe, Whitened
+from robret_lib.recipes.recipe import OF_A_MODEL, READ_BY, DefenseName, Recipe, Whitened
 
 GENERATION = 1
 """Raise it, and with it train all full-scale models again, where an edit of the code changes their weights."""
@@ -57,11 +56,16 @@ Images come as squares of 256 pixels, 8/7 of the crops that are seen. In one pro
 processes of the published runs, and triplets are drawn from all of a batch.
 """
 
-SHARPNESS = {"cub": 10.0, "cars": 9.5, "sop": 2.0}
-"""lambda of CA-TRIDE."""
+OF_CA_TRIDE = {
+    # published in one process
+    name: {"pairs": 56, "steps": 75 * steps_per_pass, "inner_steps": 16, "sharpness": sharpness}
+    for name, steps_per_pass, sharpness in (("cub", 105, 10.0), ("cars", 144, 9.5), ("sop", 1064, 2.0))
+}
 
 OFFICIAL_ATTACK = {"eps": 8 / 255, "inner_step": 1 / 255, "inner_steps": 32}
 """Of the defenses of color photographs (RobRank `rres18p`; the paper of HM has 8 steps by default)."""
+
+OFFICIAL_PANUM = {"eps": 0.01, "inner_step": 0.004, "inner_steps": 5}
 
 TUNED = Recipe(
     "efficientnet_lite0",
@@ -96,27 +100,32 @@ def fashion_mnist(scale: str, **changes: object) -> Recipe:
 def official(name: str, **changes: object) -> Recipe:
     """The recipe of the published tables for "cub", "cars" or "sop", with the named fields changed.
 
-    With a ``defense`` it has the published inner attack, and whatever else the defense needs.
+    With a ``defense`` it has that of RobRank as its inner attack, CA-TRIDE and Panum's their own, and whatever else the
+    defense needs. FARE and the kept neighborhood are not published for these sets.
 
     Raises:
         ValueError: Another name.
     """
     if name not in OFFICIAL:
         raise ValueError(f"name={name!r}: expected one of {tuple(OFFICIAL)}")
-    attack = OFFICIAL_ATTACK | {"watched_eps": OFFICIAL_ATTACK["eps"], "sharpness": SHARPNESS[name]}
-    if changes.get("defense") == "ca_tride":
-        attack |= {"inner_steps": 16}
+    attack = OFFICIAL_ATTACK | {"watched_eps": OFFICIAL_ATTACK["eps"]}
+    attack |= {"ca_tride": OF_CA_TRIDE[name], "panum": OFFICIAL_PANUM}.get(changes.get("defense"), {})
     return _defended(OFFICIAL[name], attack, changes)
 
 
 def _defended(undefended: Recipe, attack: dict[str, object], changes: dict[str, object]) -> Recipe:
-    """The undefended recipe with changes; with a defense among them also its sampler, attack and origin."""
+    """The undefended recipe with changes; with a defense among them also its sampler, attack and origin.
+
+    The mode of a defense that has but one is "fixed", whatever is asked for.
+    """
     defense = changes.get("defense")
     if defense is None:
         return replace(undefended, **changes)
     given = {"sampler": SAMPLERS[defense]} if defense in SAMPLERS else {}
     if defense == "neighborhood":
         given |= KEPT_NEIGHBORHOOD | {"inner_step": changes.get("eps", attack["eps"]) / 4}
+    if defense not in READ_BY["mode"]:
+        changes = changes | {"mode": "fixed"}
     if defense == "fare" and "origin" not in changes:
         shared = {name: changes[name] for name in (*OF_A_MODEL, "seed") if name in changes}
         given["origin"] = replace(undefended, **shared)

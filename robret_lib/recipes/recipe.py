@@ -1,12 +1,14 @@
 """What a recipe says: everything that decides the weights of a model, besides the data and the code."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, get_args
 
 from robret_lib import mining, models
-from robret_lib.defenses.named import DefenseName
+from robret_lib.attacks.attack import check_mode
 
+DefenseName = Literal["est", "ses", "rest", "act", "min_max", "ramd", "panum", "hm", "ca_tride", "fare", "neighborhood"]
 SamplerName = Literal["random", "semihard", "softhard", "distance", "hard"]
+DestinationName = Literal["gradual", "squared", "root", "benign", "boosted"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Recipe:
         defense: What is minimized in place of the triplet loss, a module of `defenses`; None is the triplet loss.
         eps, inner_step, inner_steps: Of the attack inside of the defense, see `attacks.PGD`; in pixel units.
         drawn_radius: Whether the attack gets a radius of its own for each image, see `defenses.DrawnRadius`.
-        hardness: Of "hm": the constant that the attack makes for, see `defenses.Constant`; None is `defenses.Gradual`.
+        destination: Of "hm": g_LGA is "gradual", g_2 "squared", g_1/2 "root", g_B "boosted"; a number is
+            `defenses.Constant`.
         invariance: Of "hm", see `defenses.HardnessManipulation`.
         sharpness: Of "ca_tride", see `defenses.CollapseAwareTriplets`.
         origin: The training goes on from the model of this recipe, which is trained first; None begins anew.
@@ -33,7 +36,8 @@ class Recipe:
         watched_eps: At which radius robust recall joins the history; 0 leaves it out.
 
     Raises:
-        ValueError: A defense of another name; an origin whose weights do not fit, or none where the defense needs it.
+        ValueError: A name nobody knows; a defense without an attack, or an attack without a defense; a field that this
+            defense does not read; an origin whose weights do not fit, or none where the defense needs it.
     """
 
     backbone: str
@@ -51,7 +55,7 @@ class Recipe:
     inner_step: float = 0.0
     inner_steps: int = 0
     drawn_radius: bool = False
-    hardness: float | None = None
+    destination: DestinationName | float = "gradual"
     invariance: float = 0.0
     sharpness: float = 10.0
     origin: "Recipe | None" = None
@@ -65,8 +69,33 @@ class Recipe:
     crop: int = 0
 
     def __post_init__(self) -> None:
+        self._check_names()
+        self._check_defense()
+        self._check_origin()
+
+    def _check_names(self) -> None:
+        check_mode(self.mode)
         if self.defense not in (None, *get_args(DefenseName)):
             raise ValueError(f"defense={self.defense!r}: expected one of {get_args(DefenseName)}, or None")
+        if self.sampler not in get_args(SamplerName):
+            raise ValueError(f"sampler={self.sampler!r}: expected one of {get_args(SamplerName)}")
+        if isinstance(self.destination, str) and self.destination not in get_args(DestinationName):
+            raise ValueError(
+                f"destination={self.destination!r}: expected one of {get_args(DestinationName)}, or a number"
+            )
+
+    def _check_defense(self) -> None:
+        attack = {name: getattr(self, name) for name in ("eps", "inner_step", "inner_steps")}
+        if self.defense and min(attack.values()) <= 0:
+            raise ValueError(f"defense={self.defense!r} with {attack}: expected numbers above 0")
+        for field in fields(self):
+            value, readers = getattr(self, field.name), READ_BY.get(field.name)
+            if readers is not None and value != field.default and self.defense not in readers:
+                raise ValueError(f"{field.name}={value!r} with defense={self.defense!r}, which does not look at it")
+        if self.defense == "neighborhood" and self.distance == "E":
+            raise ValueError('defense="neighborhood" with distance="E": expected "N" or "C"')
+
+    def _check_origin(self) -> None:
         if self.defense == "fare" and self.origin is None:
             raise ValueError('defense="fare" tunes a network: expected an origin, the recipe of that network')
         for name in OF_A_MODEL if self.origin else ():
@@ -96,6 +125,24 @@ class Whitened:
     origin: ClassVar[None] = None
 
 
+_DEFENSES: tuple[DefenseName, ...] = get_args(DefenseName)
+
+READ_BY: dict[str, tuple[DefenseName | None, ...]] = {
+    "sampler": (None, *(name for name in _DEFENSES if name not in ("ca_tride", "fare", "neighborhood"))),
+    "mode": (None, *(name for name in _DEFENSES if name not in ("fare", "neighborhood"))),
+    "eps": _DEFENSES,
+    "inner_step": _DEFENSES,
+    "inner_steps": _DEFENSES,
+    "drawn_radius": tuple(name for name in _DEFENSES if name != "ca_tride"),
+    "destination": ("hm",),
+    "invariance": ("hm",),
+    "sharpness": ("ca_tride",),
+    "temperature": ("neighborhood",),
+    "clean_weight": ("neighborhood",),
+    "ramp": ("neighborhood",),
+}
+"""Which defenses look at a field that not all do."""
+
 OF_A_MODEL = ("backbone", "embedding_dim", "distance")
 """The fields that a recipe shares with its origin."""
 
@@ -106,7 +153,7 @@ ADDED_LATER: dict[str, object] = {
     "inner_step": 0.0,
     "inner_steps": 0,
     "drawn_radius": False,
-    "hardness": None,
+    "destination": "gradual",
     "invariance": 0.0,
     "sharpness": 10.0,
     "origin": None,

@@ -28,6 +28,16 @@ class Judged:
         metrics = (self.records[seed]["metrics"] for seed in sorted(self.records))
         return [found[metric]["value"] for found in metrics if metric in found]
 
+    def last(self, sign: str) -> list[float]:
+        """What the history of each seed's training says at its end, such as "spread"; of those that have it."""
+        ends = (self.records[seed]["details"]["history"][-1] for seed in sorted(self.records))
+        return [end[sign] for end in ends if sign in end]
+
+    @property
+    def steps(self) -> int:
+        """Of the training."""
+        return next(iter(self.records.values()))["details"]["recipe"]["steps"]
+
     @property
     def levels(self) -> tuple[int, ...]:
         """The radii of robust recall, times 255; the first is 0."""
@@ -39,7 +49,7 @@ class Judged:
         return [100 * each.count("1") / len(each) for each in standing]
 
     def left_less(self, other: "Judged", level: int) -> list[float]:
-        """The difference in robust recall to another defense, seed by seed; both answer the same queries."""
+        """The difference in robust recall to another defense, of each seed that both have; queries are the same."""
         seeds = sorted(self.records.keys() & other.records.keys())
         mine, its = (Judged(each.label, {seed: each.records[seed] for seed in seeds}) for each in (self, other))
         return [a - b for a, b in zip(mine.left(level), its.left(level), strict=True)]
@@ -49,12 +59,15 @@ class Judged:
         return min(self.left(level)) > max(other.left(level))
 
 
-def judged(scale: str, mode: str = "fixed", folder: Path | None = None) -> dict[str, Judged]:
+def judged(
+    scale: str, mode: str = "fixed", dataset: str = "fashion-mnist", folder: Path | None = None
+) -> dict[str, Judged]:
     """All defenses whose result files there are, by label, in the order of the labels.
 
     Args:
         scale: "quick" or "full".
         mode: Of the ten rows.
+        dataset: As it was given to the judge.
         folder: See `comparison.results`.
 
     Raises:
@@ -63,7 +76,7 @@ def judged(scale: str, mode: str = "fixed", folder: Path | None = None) -> dict[
     found: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     for record in results(JUDGE, folder, scale):
         settings = record["parameters"]
-        if settings["mode"] != mode:
+        if (settings["mode"], settings["dataset"]) != (mode, dataset):
             continue
         of_label = found[settings["label"]]
         for other in of_label.values():

@@ -134,6 +134,20 @@ def optional(rule: Rule) -> Rule:
     return Rule(f"{rule.allowed}, or None", lambda value: None if value is None else rule.convert(value))
 
 
+def either(*rules: Rule) -> Rule:
+    """What one of the rules allows; the first of them that does decides what comes out."""
+
+    def convert(value: Any) -> Any:
+        for rule in rules:
+            try:
+                return rule.convert(value)
+            except ValueError:
+                continue
+        raise ValueError
+
+    return Rule(", or ".join(rule.allowed for rule in rules), convert)
+
+
 def bounds(minimum: float | None, maximum: float | None) -> str:
     """The bounds in words, with a leading comma; empty where there are none."""
     limits = ((minimum, "at least"), (maximum, "at most"))

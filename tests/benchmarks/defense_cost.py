@@ -16,6 +16,7 @@ though that of HM and of CA-TRIDE may end earlier in the published code.
 
 import statistics
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -237,6 +238,10 @@ def line(setting: Setting, name: str, found: list[dict[str, float]]) -> str:
     perturbed = " and ".join(str(kind.perturbed * setting.pairs) for kind in DEFENSES[name])
     step, inner = (f"{cells[what]} | {cells.get(f'{what} published', '')}" for what in ("step", "inner"))
     limits = LIMITS.get(name, ""), INNER_LIMIT
+    for limit, what in zip(limits, ("step", "inner"), strict=True):
+        middle = statistics.median(costs[what] for costs in found)
+        if limit and round(middle, 2) > limit:
+            warnings.warn(f"{setting.backbone}, {name}, {what}: {middle:.3f}, above {limit}", stacklevel=1)
     return f"| {setting.backbone} | {name} | {perturbed} | {limits[0]} | {step} | {ratio} | {limits[1]} | {inner} |"
 
 
