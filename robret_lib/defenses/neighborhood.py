@@ -24,7 +24,7 @@ class KeptNeighborhood(nn.Module):
     2018), and min-max training (Madry et al. 2018). No exhaustive search says that nobody has joined them before.
 
     Args:
-        search: The inner attack at full size; as judged, ``DrawnRadius(PGD(eps, eps / 4, 7, random_start=True))``.
+        search: The inner attack at full size; as judged, ``DrawnRadius(PGD(eps, eps / 2, 3, random_start=True))``.
         steps: Of the whole training.
         temperature: Of the softmax over cosine similarities.
         clean_weight: Of the clean loss.
@@ -40,7 +40,7 @@ class KeptNeighborhood(nn.Module):
         search: PGD | AutoPGD | DrawnRadius,
         steps: int,
         temperature: float = 0.1,
-        clean_weight: float = 1.0,
+        clean_weight: float = 0.5,
         ramp: float = 0.5,
     ) -> None:
         super().__init__()

@@ -23,8 +23,8 @@ INNER_ATTACK = {
 SAMPLERS: dict[DefenseName, str] = {"panum": "distance", "hm": "softhard"}
 """Of the defenses that are published with another sampler than the random one."""
 
-KEPT_NEIGHBORHOOD = {"drawn_radius": True, "inner_steps": 7}
-"""Of the neighborhood defense, whose steps are a quarter of the radius."""
+KEPT_NEIGHBORHOOD = {"drawn_radius": True, "inner_steps": 3, "clean_weight": 0.5}
+"""Of the neighborhood defense, whose steps are half the radius: weak attacks, which leave time for more training."""
 
 PUBLISHED_STAIRS = {
     "quick": {"inner_step": 20 / 255},
@@ -123,7 +123,7 @@ def _defended(undefended: Recipe, attack: dict[str, object], changes: dict[str, 
         return replace(undefended, **changes)
     given = {"sampler": SAMPLERS[defense]} if defense in SAMPLERS else {}
     if defense == "neighborhood":
-        given |= KEPT_NEIGHBORHOOD | {"inner_step": changes.get("eps", attack["eps"]) / 4}
+        given |= KEPT_NEIGHBORHOOD | {"inner_step": changes.get("eps", attack["eps"]) / 2}
     if defense not in READ_BY["mode"]:
         changes = changes | {"mode": "fixed"}
     if defense == "fare" and "origin" not in changes:
