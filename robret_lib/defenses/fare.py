@@ -16,8 +16,8 @@ class FixedTargets(nn.Module):
     The inner attack makes that distance large for each image. Targets do not move, so that a constant costs their
     variance, and no labels are looked at; what the original network does not tell apart, the tuned one will not either.
     (Schlarmann et al., "Robust CLIP: Unsupervised Adversarial Fine-Tuning of Vision Embeddings for Robust Large
-    Vision-Language Models", ICML 2024, eq. 3; there for CLIP.) The search needs a random start: before the first step of training,
-    the distance at a clean image is zero, and has no slope.
+    Vision-Language Models", ICML 2024, eq. 3; there for CLIP.) The search needs a random start: before the first step
+    of training, the distance at a clean image is zero, and has no slope.
 
     Args:
         search: The inner attack.

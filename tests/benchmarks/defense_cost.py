@@ -76,7 +76,7 @@ class Clocked(nn.Module):
 
     def __init__(self, network: nn.Module, images: Tensor) -> None:
         super().__init__()
-        self.network, self.images, self.log = network, images, []
+        self.network, self.distance, self.images, self.log = network, network.distance, images, []
 
     def forward(self, images: Tensor) -> Tensor:
         before = time.process_time()
