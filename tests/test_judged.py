@@ -197,3 +197,20 @@ def test_a_damaged_result_is_named(write, judged):
 def test_results_of_the_source_tree_are_read_by_default():
     for scale in ("quick", "full"):
         assert runs.judged(scale) == runs.judged(scale, folder=ROOT / "workflow" / "results")
+
+
+def test_defenses_stand_side_by_side_five_at_a_time(write, judged, monkeypatch):
+    """A row of what is left, one of a metric with its error, and one that none has."""
+    for label in "abcdef":
+        for seed, recall in enumerate((80.0, 90.0)):
+            write(label, seed, {8: "1100"}, {"R@1": recall, "TMA": 0.125})
+    first, second = runs.side_by_side(list(judged().values()), ["R@1", "TMA", "CA-", 8]).split("\n\n")
+    assert first.splitlines()[0] == "| | a | b | c | d | e |"
+    assert second.splitlines() == [
+        "| | f |",
+        "| --- | ---: |",
+        "| R@1 | 85.0 ± 5.0 |",
+        "| TMA | 0.12 ± 0.00 |",
+        "| CA− |  |",
+        "| 8/255 | 50.0 ± 0.0 |",
+    ]

@@ -29,7 +29,7 @@ from robret_lib.runs.comparison import (
     results,
     with_error,
 )
-from robret_lib.runs.judged import Judged, judged
+from robret_lib.runs.judged import Judged, judged, side_by_side
 from robret_lib.runs.parameters import (
     ParameterError,
     Rule,
@@ -74,6 +74,7 @@ __all__ = [
     "optional",
     "results",
     "several",
+    "side_by_side",
     "start",
     "text",
     "with_error",

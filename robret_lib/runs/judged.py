@@ -1,11 +1,12 @@
 """Defenses as `workflow/judge_defense.ipynb` has judged them, over seeds and side by side."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robret_lib.runs.comparison import results
+from robret_lib.runs.comparison import results, with_error
 from robret_lib.runs.records import ResultError
 
 JUDGE = "judge_defense"
@@ -57,6 +58,39 @@ class Judged:
     def beats(self, other: "Judged", level: int) -> bool:
         """Whether every seed of this one leaves more at a radius times 255 than any seed of the other."""
         return min(self.left(level)) > max(other.left(level))
+
+
+IN_HUNDREDTHS = ("spread", "TMA", "ES:D")
+COLUMNS = 5
+"""How many fit on a page."""
+
+
+def side_by_side(defenses: Sequence[Judged], rows: Sequence[str | int]) -> str:
+    """Markdown tables with a column for each defense, as many of them as fit beside each other.
+
+    Args:
+        defenses: In their order.
+        rows: Metrics; radii of robust recall, times 255; "steps" and "spread" of the training.
+    """
+    tables = []
+    for first in range(0, len(defenses), COLUMNS):
+        some = defenses[first : first + COLUMNS]
+        lines = ["| | " + " | ".join(each.label for each in some) + " |", "| --- |" + " ---: |" * len(some)]
+        for row in rows:
+            told = f"{row}/255" if isinstance(row, int) else row.replace("-", "−")
+            lines.append(f"| {told} | {' | '.join(_cell(each, row) for each in some)} |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
+def _cell(defense: Judged, row: str | int) -> str:
+    if row == "steps":
+        return str(defense.steps)
+    if isinstance(row, int):
+        values = defense.left(row)
+    else:
+        values = defense.last(row) if row == "spread" else defense.values(row)
+    return with_error(values, 2 if row in IN_HUNDREDTHS else 1) if values else ""
 
 
 def judged(
