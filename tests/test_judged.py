@@ -24,13 +24,15 @@ RULES = {
 def write(tmp_path):
     """Writes the result of a run; of every query, at each radius, 1 where it was answered right."""
 
-    def written(label, seed=0, standing=None, metrics=None, chapter="judge_defense", rules=RULES, **changes):
+    def written(
+        label, seed=0, standing=None, metrics=None, chapter="judge_defense", rules=RULES, details=None, **changes
+    ):
         given = {"label": label, "scale": "quick", "seed": seed, "mode": "fixed", "eps": 0.1, "temperature": None}
         given |= {"dataset": "fashion-mnist"}
         given |= {"device": "cpu", "out_dir": str(tmp_path)} | changes
         run = runs.start(chapter, {name: given[name] for name in rules}, **rules)
         found = {name: runs.measured(value, n=4) for name, value in (metrics or {"R@1": 80.0}).items()}
-        return run.finish(found, "toy", given["mode"], {"standing": standing or {}})
+        return run.finish(found, "toy", given["mode"], {"standing": standing or {}} | (details or {}))
 
     return written
 
@@ -75,17 +77,12 @@ def test_every_data_set_has_its_own(write, judged):
     assert judged(dataset="birds.npz")["a"].values("R@1") == [2.0]
 
 
-def test_what_the_training_was_and_how_it_ended(tmp_path, judged):
+def test_what_the_training_was_and_how_it_ended(write, judged):
     """Networks without a defense are not watched."""
     for label, ends in (("a", [0.5, 0.25]), ("b", [None])):
         for seed, spread in enumerate(ends):
-            given = {"label": label, "scale": "quick", "seed": seed, "mode": "fixed", "dataset": "fashion-mnist"}
-            given |= {"eps": 0.1, "temperature": None, "device": "cpu", "out_dir": str(tmp_path)}
             history = [{"spread": 1.0}, {"step": 9} | ({} if spread is None else {"spread": spread})]
-            details = {"standing": {}, "recipe": {"steps": 9}, "history": history}
-            runs.start("judge_defense", given, **RULES).finish(
-                {"R@1": runs.measured(1.0, n=4)}, "toy", "fixed", details
-            )
+            write(label, seed, details={"recipe": {"steps": 9}, "history": history})
     a, b = judged().values()
     assert (a.steps, a.last("spread"), b.last("spread")) == (9, [0.5, 0.25], [])
 

@@ -57,15 +57,16 @@ processes of the published runs, and triplets are drawn from all of a batch.
 """
 
 OF_CA_TRIDE = {
-    # published in one process
     name: {"pairs": 56, "steps": 75 * steps_per_pass, "inner_steps": 16, "sharpness": sharpness}
     for name, steps_per_pass, sharpness in (("cub", 105, 10.0), ("cars", 144, 9.5), ("sop", 1064, 2.0))
 }
+"""Of CA-TRIDE for them: published in one process, with 16 inner steps and a lambda for each set."""
 
 OFFICIAL_ATTACK = {"eps": 8 / 255, "inner_step": 1 / 255, "inner_steps": 32}
 """Of the defenses of color photographs (RobRank `rres18p`; the paper of HM has 8 steps by default)."""
 
 OFFICIAL_PANUM = {"eps": 0.01, "inner_step": 0.004, "inner_steps": 5}
+"""Of Panum's for them (the public code of that work)."""
 
 TUNED = Recipe(
     "efficientnet_lite0",
