@@ -233,3 +233,9 @@ def test_a_mean_is_told_with_its_standard_error():
     assert runs.with_error(torch.tensor([2.5])) == "2.5"
     with pytest.raises(ValueError, match="no values"):
         runs.with_error([])
+
+
+def test_minus_signs_are_those_of_numbers_and_names_not_hyphens():
+    assert runs.with_minus("CA-") == "CA−"
+    assert runs.with_minus("CA-: -0.1 and H[S,-1/2], CA-TRIDE -") == "CA−: −0.1 and H[S,−1/2], CA-TRIDE −"
+    assert runs.with_minus(-2) == "−2"

@@ -114,6 +114,15 @@ def test_a_difference_is_that_of_the_same_seed_and_only_of_seeds_that_both_have(
     assert a.left(8) == [100.0, 25.0, 50.0]  # as before
 
 
+def test_a_difference_of_one_common_seed_is_that_of_each_query(write, judged):
+    for seed in (0, 1):
+        write("a", seed, {8: "1011"})
+    write("b", 1, {8: "1101"})
+    a, b = judged().values()
+    assert a.left_less(b, 8) == [0.0, -100.0, 100.0, 0.0]
+    assert a.by_query(8) == [100.0, 0.0, 100.0, 100.0] * 2
+
+
 def test_without_a_common_seed_there_is_no_difference(write, judged):
     write("a", 0, {8: "1111"})
     write("b", 1, {8: "1111"})
@@ -198,16 +207,25 @@ def test_results_of_the_source_tree_are_read_by_default():
 
 def test_defenses_stand_side_by_side_five_at_a_time(write, judged, monkeypatch):
     """A row of what is left, one of a metric with its error, and one that none has."""
-    for label in "abcdef":
+    for label in (*"abcde", "f-a[-0.1]"):
         for seed, recall in enumerate((80.0, 90.0)):
             write(label, seed, {8: "1100"}, {"R@1": recall, "TMA": 0.125})
     first, second = runs.side_by_side(list(judged().values()), ["R@1", "TMA", "CA-", 8]).split("\n\n")
     assert first.splitlines()[0] == "| | a | b | c | d | e |"
     assert second.splitlines() == [
-        "| | f |",
+        "| | f-a[−0.1] |",
         "| --- | ---: |",
         "| R@1 | 85.0 ± 5.0 |",
         "| TMA | 0.12 ± 0.00 |",
         "| CA− |  |",
         "| 8/255 | 50.0 ± 0.0 |",
+    ]
+
+
+def test_one_seed_has_the_error_of_its_queries(write, judged):
+    """For a metric, of which the file knows no queries, there is none."""
+    write("a", standing={8: "1100"}, metrics={"R@1": 80.0})
+    assert runs.side_by_side(list(judged().values()), ["R@1", 8]).splitlines()[2:] == [
+        "| R@1 | 80.0 |",
+        "| 8/255 | 50.0 ± 28.9 |",
     ]

@@ -332,6 +332,19 @@ def test_measured_takes_tensors_and_numpy_numbers():
         runs.measured(2.5, n=4.0)
 
 
+def test_long_work_has_a_file_for_each_run_and_name_but_none_at_quick_scale(parameters, tmp_path, monkeypatch):
+    monkeypatch.setenv("ROBRET_DATA", str(tmp_path / "data"))
+    assert runs.start("90_tiny", parameters, **RULES).checkpoint("rows") is None
+    full = parameters | {"scale": "full"}
+    run, again, other = (
+        runs.start("90_tiny", given, **RULES) for given in (full, full, full | {"eps": "16/255", "steps": 5})
+    )
+    file = run.checkpoint("rows of ACT")
+    assert file == again.checkpoint("rows of ACT") and file.parent.is_dir() and not file.exists()
+    assert file.is_relative_to(tmp_path / "data" / "checkpoints") and " " not in file.name
+    assert len({file, run.checkpoint("rows"), other.checkpoint("rows of ACT")}) == 3
+
+
 def test_finish_twice_is_an_error(parameters):
     run = runs.start("90_tiny", parameters, **RULES)
     finish(run)

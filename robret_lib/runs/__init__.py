@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from robret_lib.files import append
+from robret_lib.folders import data_root
 from robret_lib.runs import provenance, records
 from robret_lib.runs.comparison import (
     WORKFLOW,
@@ -28,6 +29,7 @@ from robret_lib.runs.comparison import (
     expected,
     results,
     with_error,
+    with_minus,
 )
 from robret_lib.runs.judged import Judged, judged, side_by_side
 from robret_lib.runs.parameters import (
@@ -78,6 +80,7 @@ __all__ = [
     "start",
     "text",
     "with_error",
+    "with_minus",
 ]
 
 
@@ -167,6 +170,21 @@ class Run:
         if too_small or too_large:
             limit = bounds(minimum, maximum)
             raise refused(name, value, f"{self._rules[name].allowed}; with this data{limit}")
+
+    def checkpoint(self, name: str) -> Path | None:
+        """Where work that takes long goes on after a crash; ``None`` at scale "quick", whose runs leave nothing behind.
+
+        Args:
+            name: of the work, one that this run uses for nothing else.
+
+        Returns:
+            A file in a folder of this run's own, which is made, below the data folder.
+        """
+        if self.scale == "quick":
+            return None
+        folder = data_root() / "checkpoints" / self.log.stem
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / name.replace(" ", "-")
 
     def finish(
         self,

@@ -1,6 +1,7 @@
 """The paper's number beside ours: published values, result files of full-scale runs, the table of both, in words."""
 
 import math
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -171,6 +172,11 @@ def comparison_words(name: str, chapter: str, workflow: Path | None = None, mode
     return " ".join(sentences)
 
 
+def with_minus(text: object) -> str:
+    """Text as it is typeset, with minus signs; a hyphen within a word is none: "CA−" and "−0.1", but "CA-TRIDE"."""
+    return re.sub(r"(?<!\w)-|-(?=\W|$)", "−", str(text))
+
+
 def with_error(values: Iterable[SupportsFloat], digits: int = 1, signed: bool = False) -> str:
     """Mean and standard error in words, such as "86.8 ± 1.5"; of a single value, which has no error, "86.8".
 
@@ -186,7 +192,7 @@ def with_error(values: Iterable[SupportsFloat], digits: int = 1, signed: bool = 
     numbers = [float(value) for value in values]
     if not numbers:
         raise ValueError("with_error got no values; the mean of nothing is not defined.")
-    mean = f"{statistics.fmean(numbers):{'+' if signed else ''}.{digits}f}".replace("-", "−")
+    mean = with_minus(f"{statistics.fmean(numbers):{'+' if signed else ''}.{digits}f}")
     if len(numbers) == 1:
         return mean
     return f"{mean} ± {statistics.stdev(numbers) / math.sqrt(len(numbers)):.{digits}f}"

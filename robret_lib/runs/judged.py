@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robret_lib.runs.comparison import results, with_error
+from robret_lib.runs.comparison import results, with_error, with_minus
 from robret_lib.runs.records import ResultError
 
 JUDGE = "judge_defense"
@@ -49,11 +49,20 @@ class Judged:
         standing = (self.records[seed]["details"]["standing"][str(level)] for seed in sorted(self.records))
         return [100 * each.count("1") / len(each) for each in standing]
 
+    def by_query(self, level: int) -> list[float]:
+        """At a radius times 255, of each query of each seed 100 where its first answer stays right, else 0."""
+        standing = (self.records[seed]["details"]["standing"][str(level)] for seed in sorted(self.records))
+        return [100.0 * (stands == "1") for each in standing for stands in each]
+
     def left_less(self, other: "Judged", level: int) -> list[float]:
-        """The difference in robust recall to another defense, of each seed that both have; queries are the same."""
+        """The difference in robust recall to another defense, of each seed that both have; of one seed, of each query.
+
+        Queries are the same, so the differences are paired.
+        """
         seeds = sorted(self.records.keys() & other.records.keys())
-        mine, its = (Judged(each.label, {seed: each.records[seed] for seed in seeds}) for each in (self, other))
-        return [a - b for a, b in zip(mine.left(level), its.left(level), strict=True)]
+        pair = [Judged(each.label, {seed: each.records[seed] for seed in seeds}) for each in (self, other)]
+        mine, its = (each.by_query(level) if len(seeds) == 1 else each.left(level) for each in pair)
+        return [a - b for a, b in zip(mine, its, strict=True)]
 
     def beats(self, other: "Judged", level: int) -> bool:
         """Whether every seed of this one leaves more at a radius times 255 than any seed of the other."""
@@ -68,6 +77,8 @@ COLUMNS = 5
 def side_by_side(defenses: Sequence[Judged], rows: Sequence[str | int]) -> str:
     """Markdown tables with a column for each defense, as many of them as fit beside each other.
 
+    Errors are those over seeds; of robust recall with one seed, over its queries.
+
     Args:
         defenses: In their order.
         rows: Metrics; radii of robust recall, times 255; "steps" and "spread" of the training.
@@ -75,9 +86,9 @@ def side_by_side(defenses: Sequence[Judged], rows: Sequence[str | int]) -> str:
     tables = []
     for first in range(0, len(defenses), COLUMNS):
         some = defenses[first : first + COLUMNS]
-        lines = ["| | " + " | ".join(each.label for each in some) + " |", "| --- |" + " ---: |" * len(some)]
+        lines = ["| | " + " | ".join(with_minus(each.label) for each in some) + " |", "| --- |" + " ---: |" * len(some)]
         for row in rows:
-            told = f"{row}/255" if isinstance(row, int) else row.replace("-", "−")
+            told = f"{row}/255" if isinstance(row, int) else with_minus(row)
             lines.append(f"| {told} | {' | '.join(_cell(each, row) for each in some)} |")
         tables.append("\n".join(lines))
     return "\n\n".join(tables)
@@ -87,7 +98,7 @@ def _cell(defense: Judged, row: str | int) -> str:
     if row == "steps":
         return str(defense.steps)
     if isinstance(row, int):
-        values = defense.left(row)
+        values = defense.left(row) if len(defense.records) > 1 else defense.by_query(row)
     else:
         values = defense.last(row) if row == "spread" else defense.values(row)
     return with_error(values, 2 if row in IN_HUNDREDTHS else 1) if values else ""
