@@ -239,3 +239,11 @@ def test_minus_signs_are_those_of_numbers_and_names_not_hyphens():
     assert runs.with_minus("CA-") == "CA−"
     assert runs.with_minus("CA-: -0.1 and H[S,-1/2], CA-TRIDE -") == "CA−: −0.1 and H[S,−1/2], CA-TRIDE −"
     assert runs.with_minus(-2) == "−2"
+
+
+def test_the_interval_of_a_mean_is_student_s():
+    """4.303 standard errors of three values, 1.984 of a hundred; of one value nothing is known."""
+    assert abs(runs.half_interval([1.0, 2.0, 3.0]) - 4.302653 / 3**0.5) < 1e-5
+    assert abs(runs.half_interval([0.0, 1.0] * 50) - 1.984217 * (25 / 99) ** 0.5 / 10) < 1e-5
+    assert runs.half_interval([2.0]) == runs.half_interval([]) == float("inf")
+    assert runs.half_interval([2.0, 2.0]) == 0.0

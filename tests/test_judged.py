@@ -32,7 +32,8 @@ def write(tmp_path):
         given |= {"device": "cpu", "out_dir": str(tmp_path)} | changes
         run = runs.start(chapter, {name: given[name] for name in rules}, **rules)
         found = {name: runs.measured(value, n=4) for name, value in (metrics or {"R@1": 80.0}).items()}
-        return run.finish(found, "toy", given["mode"], {"standing": standing or {}} | (details or {}))
+        kept = {"standing": standing or {}, "warnings": []} | (details or {})
+        return run.finish(found, "toy", given["mode"], kept)
 
     return written
 
@@ -133,20 +134,35 @@ def test_without_a_common_seed_there_is_no_difference(write, judged):
 @pytest.mark.parametrize(
     ("ours", "theirs", "expected"),
     [
-        (["1110", "1111"], ["1100", "1000"], True),
-        (["1111", "1100"], ["1110", "1000"], False),  # better on both seeds, but not than either
-        (["1100"], ["1100"], False),
-        (["1100", "1100"], ["1000"], True),
-        (["1000"], ["0000", "1100"], False),
+        (["1110", "1110", "1111"], ["1000", "1000", "1100"], True),
+        (["1111", "1100", "1111"], ["1110", "1000", "1000"], False),  # 25, 25, 75 points: 42 +- 72
+        (["1100", "1100"], ["1100", "1100"], False),
+        (["1100", "1100"], ["1000"], False),  # of one seed, over its queries: 25 +- 80
+        (["1" * 40], ["1" * 20 + "0" * 20], True),
+        (["1"], ["0"], False),  # one difference says nothing
     ],
 )
-def test_one_beats_another_where_its_worst_seed_leaves_more_than_the_others_best(write, judged, ours, theirs, expected):
+def test_one_beats_another_by_more_than_the_interval_of_their_difference(write, judged, ours, theirs, expected):
     for label, standings in (("a", ours), ("b", theirs)):
         for seed, standing in enumerate(standings):
             write(label, seed, {8: standing})
     a, b = judged().values()
     assert a.beats(b, 8) == expected
     assert not b.beats(a, 8)
+
+
+def test_nobody_beats_whom_it_shares_no_seed_with(write, judged):
+    write("a", 0, {8: "1111"})
+    write("b", 1, {8: "0000"})
+    a, b = judged().values()
+    assert not a.beats(b, 8)
+
+
+def test_doubts_are_those_of_any_seed_once_and_of_robust_recall(write, judged):
+    told = ["loss at the last step: ES: 54 of 336", "gradient is the slope: foretells a small step"]
+    write("a", 0, details={"warnings": []})
+    write("a", 1, details={"warnings": told[:1] + 2 * told[1:]})
+    assert judged()["a"].doubts == ("gradient is the slope",)
 
 
 @pytest.mark.parametrize(("changes", "named"), [({"eps": 0.2}, "eps"), ({"temperature": 0.1}, "temperature")])
@@ -178,6 +194,20 @@ def test_a_setting_that_the_judge_did_not_know_at_first_differs_only_where_it_is
     write("b", first_seed, rules=older)
     write("b", 1 - first_seed, temperature=0.1)
     with pytest.raises(runs.ResultError, match="the runs of 'b' differ in temperature$"):
+        judged()
+
+
+@pytest.mark.parametrize(("changes", "named"), [({"lr": 0.1}, "lr"), ({"invariance": 0.5}, "invariance")])
+def test_a_default_that_has_changed_is_no_seed_of_the_same(write, judged, changes, named):
+    """Nobody asked for it; but what the defense does not look at may change, and fields come and go."""
+    recipe = {"defense": "hm", "lr": 0.2, "invariance": 0.0, "clean_weight": 1.0, "seed": 0, "hardness": None}
+    newer = recipe | {"clean_weight": 0.5, "seed": 1, "destination": "gradual"}
+    del newer["hardness"]
+    write("a", 0, details={"recipe": recipe})
+    write("a", 1, details={"recipe": newer})
+    assert set(judged()["a"].records) == {0, 1}
+    write("a", 2, details={"recipe": newer | changes | {"seed": 2}})
+    with pytest.raises(runs.ResultError, match=f"the runs of 'a' differ in {named}$"):
         judged()
 
 

@@ -198,6 +198,18 @@ def with_error(values: Iterable[SupportsFloat], digits: int = 1, signed: bool = 
     return f"{mean} ± {statistics.stdev(numbers) / math.sqrt(len(numbers)):.{digits}f}"
 
 
+def half_interval(values: Iterable[SupportsFloat]) -> float:
+    """Half of the 95 % interval of a mean, by Student's t; of fewer than two values, infinity.
+
+    Args:
+        values: as in `with_error`; for two methods, the paired differences.
+    """
+    numbers = [float(value) for value in values]
+    if len(numbers) < 2:
+        return math.inf
+    return -stdtrit(len(numbers) - 1, 0.025).item() * statistics.stdev(numbers) / math.sqrt(len(numbers))
+
+
 def _how_many(rows: int, outside: int) -> str:
     if rows == 1:
         return f"The one row lies {'outside' if outside else 'within'} the tolerance."

@@ -4,9 +4,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from robret_lib.runs.comparison import results, with_error, with_minus
+from robret_lib.recipes.recipe import READ_BY
+from robret_lib.runs.comparison import half_interval, results, with_error, with_minus
 from robret_lib.runs.records import ResultError
 
 JUDGE = "judge_defense"
@@ -65,9 +67,19 @@ class Judged:
         return [a - b for a, b in zip(mine, its, strict=True)]
 
     def beats(self, other: "Judged", level: int) -> bool:
-        """Whether every seed of this one leaves more at a radius times 255 than any seed of the other."""
-        return min(self.left(level)) > max(other.left(level))
+        """Whether it leaves more at a radius times 255, by more than chance: see `left_less` and `half_interval`."""
+        less = self.left_less(other, level)
+        return bool(less) and fmean(less) > half_interval(less)
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """The checks that warn of its robust recall in any run, by their names (`robret_lib.checks`)."""
+        warned = [words for record in self.records.values() for words in record["details"]["warnings"]]
+        return tuple(dict.fromkeys(name for words in warned if (name := words.split(":")[0]) != OF_A_FIXED_SEARCH))
+
+
+OF_A_FIXED_SEARCH = "loss at the last step"
+"""The check that warns of rows whose search is too short; robust recall has others."""
 
 IN_HUNDREDTHS = ("spread", "TMA", "ES:D")
 COLUMNS = 5
@@ -116,7 +128,8 @@ def judged(
         folder: See `comparison.results`.
 
     Raises:
-        ResultError: Two runs of one label differ in more than seed and device.
+        ResultError: Two runs of one label differ in more than seed and device, as they were asked for or in what the
+            recipes of their time made of it.
     """
     found: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     for record in results(JUDGE, folder, scale):
@@ -125,9 +138,24 @@ def judged(
             continue
         of_label = found[settings["label"]]
         for other in of_label.values():
-            known = settings | other["parameters"]
-            differing = {k for k in known if settings.get(k) != other["parameters"].get(k)} - {"seed", "device"}
+            differing = _asked_differently(record, other) | _trained_differently(record, other)
+            differing -= {"seed", "device"}
             if differing:
                 raise ResultError(f"the runs of {settings['label']!r} differ in {', '.join(sorted(differing))}")
         of_label[record["seed"]] = record
     return {label: Judged(label, found[label]) for label in sorted(found)}
+
+
+def _asked_differently(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
+    asked = [record["parameters"] for record in (one, other)]
+    return {k for k in asked[0] | asked[1] if asked[0].get(k) != asked[1].get(k)}
+
+
+def _trained_differently(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
+    """What a default says may change between two runs that asked for nothing; fields come and go, too."""
+    recipes = [record["details"].get("recipe", {}) for record in (one, other)]
+    return {
+        name
+        for name in recipes[0].keys() & recipes[1].keys() - {"origin"}
+        if recipes[0][name] != recipes[1][name] and recipes[0]["defense"] in READ_BY.get(name, (recipes[0]["defense"],))
+    }
