@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from robret_lib.recipes.recipe import READ_BY
 from robret_lib.runs.comparison import half_interval, results, with_error, with_minus
 from robret_lib.runs.records import ResultError
 
@@ -128,8 +127,7 @@ def judged(
         folder: See `comparison.results`.
 
     Raises:
-        ResultError: Two runs of one label differ in more than seed and device, as they were asked for or in what the
-            recipes of their time made of it.
+        ResultError: Two runs of one label differ in more than seed and device.
     """
     found: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     for record in results(JUDGE, folder, scale):
@@ -138,8 +136,7 @@ def judged(
             continue
         of_label = found[settings["label"]]
         for other in of_label.values():
-            differing = _asked_differently(record, other) | _trained_differently(record, other)
-            differing -= {"seed", "device"}
+            differing = _asked_differently(settings, other["parameters"])
             if differing:
                 raise ResultError(f"the runs of {settings['label']!r} differ in {', '.join(sorted(differing))}")
         of_label[record["seed"]] = record
@@ -147,15 +144,4 @@ def judged(
 
 
 def _asked_differently(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
-    asked = [record["parameters"] for record in (one, other)]
-    return {k for k in asked[0] | asked[1] if asked[0].get(k) != asked[1].get(k)}
-
-
-def _trained_differently(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
-    """What a default says may change between two runs that asked for nothing; fields come and go, too."""
-    recipes = [record["details"].get("recipe", {}) for record in (one, other)]
-    return {
-        name
-        for name in recipes[0].keys() & recipes[1].keys() - {"origin"}
-        if recipes[0][name] != recipes[1][name] and recipes[0]["defense"] in READ_BY.get(name, (recipes[0]["defense"],))
-    }
+    return {k for k in one | other if one.get(k) != other.get(k)} - {"seed", "device"}
