@@ -239,6 +239,18 @@ def test_defenses_stand_side_by_side_five_at_a_time(write, judged, monkeypatch):
     ]
 
 
+def test_one_less_the_other_is_told_in_words(write, judged):
+    """Of one seed over its queries, which are paired; of several over their means."""
+    write("a[-1]", standing={0: "1111", 8: "1110"})
+    write("b", standing={0: "1111", 8: "0110"})
+    one, other = judged().values()
+    assert one.less(other) == "a[−1] less b, query by query: +0.0 ± 0.0 at 0/255, +25.0 ± 25.0 at 8/255."
+    for label in ("a[-1]", "b"):
+        write(label, 1, standing={0: "1111", 8: "1000"})
+    one, other = judged().values()
+    assert one.less(other) == "a[−1] less b, seed by seed: +0.0 ± 0.0 at 0/255, +12.5 ± 12.5 at 8/255."
+
+
 def test_one_seed_has_the_error_of_its_queries(write, judged):
     """For a metric, of which the file knows no queries, there is none."""
     write("a", standing={8: "1100"}, metrics={"R@1": 80.0})

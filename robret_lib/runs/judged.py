@@ -70,6 +70,13 @@ class Judged:
         less = self.left_less(other, level)
         return bool(less) and fmean(less) > half_interval(less)
 
+    def less(self, other: "Judged") -> str:
+        """In words, what it leaves less what another defense leaves, at every radius: see `left_less`."""
+        apart = (f"{with_error(self.left_less(other, at), 1, signed=True)} at {at}/255" for at in self.levels)
+        shared = len(self.records.keys() & other.records.keys())
+        paired = "query by query" if shared == 1 else "seed by seed"
+        return f"{with_minus(self.label)} less {with_minus(other.label)}, {paired}: {', '.join(apart)}."
+
     @property
     def doubts(self) -> tuple[str, ...]:
         """The checks that warn of its robust recall in any run, by their names (`robret_lib.checks`)."""
