@@ -77,6 +77,11 @@ def test_classes_that_lie_apart_have_negative_collapseness_and_mixed_ones_do_not
     assert signs(mixed, labels, "N")["collapseness"] == pytest.approx(0, abs=0.1)
 
 
+def test_one_class_has_no_signs():
+    with pytest.raises(ValueError, match="40 images of 1 classes: expected some of two"):
+        signs(torch.ones(40, 8), torch.zeros(40, dtype=torch.int64), "E")
+
+
 def test_a_small_last_batch_of_one_class_is_passed_over():
     """Of 65 images, all but one pair are in the first batch: that pair has no negative."""
     embeddings = normalize(torch.randn(65, 4, generator=seeded()), dim=1)

@@ -49,6 +49,9 @@ def signs(embeddings: Tensor, labels: Tensor, distance: Distance) -> dict[str, f
     """The signs of collapse in embeddings ``[N, D]`` with int labels ``[N]``: ``spread`` and ``collapseness``.
 
     The latter is the mean over batches of random triplets, always the same ones.
+
+    Raises:
+        ValueError: No batch has images of two classes.
     """
     generator = torch.Generator().manual_seed(0)
     embeddings, labels, found = embeddings.cpu(), labels.cpu(), []
@@ -58,6 +61,8 @@ def signs(embeddings: Tensor, labels: Tensor, distance: Distance) -> dict[str, f
             anchor, positive, negative = (embeddings[batch][role] for role in roles)
             distances = (row_distance(anchor, other, distance) for other in (positive, negative))
             found.append(collapseness(*distances, SHARPNESS).item())
+    if not found:
+        raise ValueError(f"{len(labels)} images of {len(labels.unique())} classes: expected some of two in a batch")
     return {"spread": spread(embeddings), "collapseness": sum(found) / len(found)}
 
 
