@@ -7,7 +7,7 @@ tells as well. Images are ``[C,H,W]`` tensors or arrays with one or three channe
 import io
 import itertools
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -31,6 +31,15 @@ CLASS_MARKERS = "os^DvPX"
 def style() -> None:
     """Use the book's style for all figures drawn from now on."""
     plt.style.use(Path(__file__).with_name("robret.mplstyle"))
+
+
+def looks(labels: Iterable[str]) -> dict[str, dict[str, object]]:
+    """What `Axes.plot` draws each label with, so that it looks the same in all figures: color, linestyle, marker."""
+    styles, markers = plt.rcParams["axes.prop_cycle"](), itertools.cycle(CLASS_MARKERS + "*")
+    return {
+        label: {**style, "marker": marker, "markersize": 4}
+        for label, style, marker in zip(labels, styles, markers, strict=False)  # the latter two have no end
+    }
 
 
 def retrieval_strip(

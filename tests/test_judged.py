@@ -135,12 +135,13 @@ def test_without_a_common_seed_there_is_no_difference(write, judged):
 @pytest.mark.parametrize(
     ("ours", "theirs", "expected"),
     [
-        (["1110", "1110", "1111"], ["1000", "1000", "1100"], True),
-        (["1111", "1100", "1111"], ["1110", "1000", "1000"], False),  # 25, 25, 75 points: 42 +- 72
+        (["1110" * 9, "1110" * 9, "1111" * 9], ["1000" * 9, "1000" * 9, "1100" * 9], True),
+        (["1110", "1110", "1111"], ["1000", "1000", "1100"], False),  # of the same size, on four queries
+        (["1111" * 9, "1100" * 9, "1111" * 9], ["1110" * 9, "1000" * 9, "1000" * 9], False),  # 25, 25, 75 points
         (["1100", "1100"], ["1100", "1100"], False),
-        (["1100", "1100"], ["1000"], False),  # of one seed, over its queries: 25 +- 80
-        (["1" * 40], ["1" * 20 + "0" * 20], True),
-        (["1"], ["0"], False),  # one difference says nothing
+        (["1" + "0" * 399] * 3, ["0" * 400] * 3, False),  # seeds agree, by one and the same query
+        (["1" * 40], ["1" * 20 + "0" * 20], False),  # one training decides nothing
+        (["1" * 40] * 2, ["1" * 20 + "0" * 20], False),  # nor one that both have
     ],
 )
 def test_one_beats_another_by_more_than_the_interval_of_their_difference(write, judged, ours, theirs, expected):
@@ -157,6 +158,16 @@ def test_nobody_beats_whom_it_shares_no_seed_with(write, judged):
     write("b", 1, {8: "0000"})
     a, b = judged().values()
     assert not a.beats(b, 8)
+    with pytest.raises(runs.ResultError, match="'a' and 'b' have no seed in common"):
+        a.less(b)
+
+
+def test_of_two_runs_with_one_seed_none_is_lost_in_silence(write, judged):
+    """Written by two versions of the judge, of which one knows a parameter more, they have two names."""
+    write("a")
+    write("a", rules={name: rule for name, rule in RULES.items() if name != "temperature"})
+    with pytest.raises(runs.ResultError, match="two runs of 'a' have seed 0"):
+        judged()
 
 
 def test_doubts_are_those_of_any_seed_once_and_of_robust_recall(write, judged):
@@ -232,6 +243,7 @@ def test_defenses_stand_side_by_side_five_at_a_time(write, judged, monkeypatch):
     assert second.splitlines() == [
         "| | f-a[−0.1] |",
         "| --- | ---: |",
+        "| trainings | 2 |",
         "| R@1 | 85.0 ± 5.0 |",
         "| TMA | 0.12 ± 0.00 |",
         "| CA− |  |",
@@ -255,6 +267,7 @@ def test_one_seed_has_the_error_of_its_queries(write, judged):
     """For a metric, of which the file knows no queries, there is none."""
     write("a", standing={8: "1100"}, metrics={"R@1": 80.0})
     assert runs.side_by_side(list(judged().values()), ["R@1", 8]).splitlines()[2:] == [
+        "| trainings | 1 |",
         "| R@1 | 80.0 |",
         "| 8/255 | 50.0 ± 28.9 |",
     ]

@@ -310,3 +310,12 @@ def test_a_figure_of_photographs_is_a_small_jpeg_and_closed():
     assert len(picture.jpeg) < len(buffer.getvalue()) / 2.5
     assert not plt.fignum_exists(figure.number)
     assert repr(picture).startswith("<JPEG of ")
+
+
+def test_looks_differ_by_color_and_style_or_by_marker_and_are_the_same_again():
+    """As many as a chapter has networks; eight have one more than there are colors."""
+    looks = plotting.looks("abcdefgh")
+    assert looks == plotting.looks("abcdefgh")
+    lines = {label: plt.plot([0, 1], [0, 1], **look)[0] for label, look in looks.items()}
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines.values()}) == 7
+    assert len({line.get_marker() for line in lines.values()}) == 8

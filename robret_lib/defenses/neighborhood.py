@@ -21,7 +21,11 @@ class KeptNeighborhood(nn.Module):
     it, every image has a radius of its own. What each part is worth: tests/benchmarks/neighborhood.py.
 
     Known before: neighborhood components (Goldberger et al. 2005), with a temperature and unit vectors (Wu et al.
-    2018), and min-max training (Madry et al. 2018). No exhaustive search says that nobody has joined them before.
+    2018), min-max training (Madry et al. 2018), a radius drawn for each image (Kurakin et al. 2017) and one that rises
+    (Cai et al. 2018). No exhaustive search says that nobody has joined them before.
+
+    An image that is drawn twice in a batch has its own copy for a neighbor, which is no lesson in classes; batches of
+    `mining.spc2_epoch` have such pairs where a class has few images.
 
     Args:
         search: The inner attack at full size; as judged, ``DrawnRadius(PGD(eps, eps / 2, 3, random_start=True))``.

@@ -14,8 +14,9 @@ from robret_lib.attacks.search.ball import Ball, check_images
 class DrawnRadius:
     """A search in balls whose radius is drawn for each image, uniformly from [0, eps]. Called as in `attacks.Search`.
 
-    So that a network does not only see perturbations of full size. What that is worth is measured in
-    tests/benchmarks/neighborhood.py. The steps of `PGD` shrink with the radius.
+    So that a network does not only see perturbations of full size: Kurakin et al., "Adversarial Machine Learning at
+    Scale" (ICLR 2017), advise it, since a network trained at one radius resists at that one alone. What it is worth is
+    measured in tests/benchmarks/neighborhood.py. The steps of `PGD` shrink with the radius.
 
     The radii of a batch are drawn before its random starts. So the batch size matters where a search has these; where
     it has none, a generator on the CPU that is passed from batch to batch makes it irrelevant, as for any search.

@@ -1,7 +1,7 @@
 """Defenses as `workflow/judge_defense.ipynb` has judged them, over seeds and side by side."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -60,22 +60,49 @@ class Judged:
 
         Queries are the same, so the differences are paired.
         """
-        seeds = sorted(self.records.keys() & other.records.keys())
-        pair = [Judged(each.label, {seed: each.records[seed] for seed in seeds}) for each in (self, other)]
-        mine, its = (each.by_query(level) if len(seeds) == 1 else each.left(level) for each in pair)
+        seeds = self._shared(other)
+        if len(seeds) == 1:
+            return self._less_by_query(other, level)
+        mine, its = (each._of(seeds).left(level) for each in (self, other))
         return [a - b for a, b in zip(mine, its, strict=True)]
 
     def beats(self, other: "Judged", level: int) -> bool:
-        """Whether it leaves more at a radius times 255, by more than chance: see `left_less` and `half_interval`."""
-        less = self.left_less(other, level)
-        return bool(less) and fmean(less) > half_interval(less)
+        """Whether it leaves more at a radius times 255, by more than chance.
+
+        The difference must be larger than half of two 95 % intervals (`half_interval`): over the seeds that both have,
+        and over the queries, each a mean over these seeds. So one seed decides nothing.
+        """
+        if len(self._shared(other)) < 2:
+            return False
+        over = self.left_less(other, level), self._less_by_query(other, level)
+        return fmean(over[0]) > max(half_interval(values) for values in over)
 
     def less(self, other: "Judged") -> str:
-        """In words, what it leaves less what another defense leaves, at every radius: see `left_less`."""
+        """In words, what it leaves less what another defense leaves, at every radius: see `left_less`.
+
+        Raises:
+            ResultError: They have no seed in common.
+        """
+        if not self._shared(other):
+            raise ResultError(f"{self.label!r} and {other.label!r} have no seed in common: nothing to compare")
         apart = (f"{with_error(self.left_less(other, at), 1, signed=True)} at {at}/255" for at in self.levels)
-        shared = len(self.records.keys() & other.records.keys())
-        paired = "query by query" if shared == 1 else "seed by seed"
+        paired = "query by query" if len(self._shared(other)) == 1 else "seed by seed"
         return f"{with_minus(self.label)} less {with_minus(other.label)}, {paired}: {', '.join(apart)}."
+
+    def _shared(self, other: "Judged") -> list[int]:
+        return sorted(self.records.keys() & other.records.keys())
+
+    def _of(self, seeds: Iterable[int]) -> "Judged":
+        return Judged(self.label, {seed: self.records[seed] for seed in seeds})
+
+    def _less_by_query(self, other: "Judged", level: int) -> list[float]:
+        """The difference of each query, a mean over the seeds that both have."""
+        seeds = self._shared(other)
+        differences = (
+            [a - b for a, b in zip(*(each._of([seed]).by_query(level) for each in (self, other)), strict=True)]
+            for seed in seeds
+        )
+        return [fmean(of_query) for of_query in zip(*differences, strict=True)]
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -95,7 +122,8 @@ COLUMNS = 5
 def side_by_side(defenses: Sequence[Judged], rows: Sequence[str | int]) -> str:
     """Markdown tables with a column for each defense, as many of them as fit beside each other.
 
-    Errors are those over seeds; of robust recall with one seed, over its queries.
+    The first row says of how many trainings each column is. Errors are those over seeds; of robust recall with one
+    seed, over its queries.
 
     Args:
         defenses: In their order.
@@ -105,6 +133,7 @@ def side_by_side(defenses: Sequence[Judged], rows: Sequence[str | int]) -> str:
     for first in range(0, len(defenses), COLUMNS):
         some = defenses[first : first + COLUMNS]
         lines = ["| | " + " | ".join(with_minus(each.label) for each in some) + " |", "| --- |" + " ---: |" * len(some)]
+        lines.append(f"| trainings | {' | '.join(str(len(each.records)) for each in some)} |")
         for row in rows:
             told = f"{row}/255" if isinstance(row, int) else with_minus(row)
             lines.append(f"| {told} | {' | '.join(_cell(each, row) for each in some)} |")
@@ -134,7 +163,7 @@ def judged(
         folder: See `comparison.results`.
 
     Raises:
-        ResultError: Two runs of one label differ in more than seed and device.
+        ResultError: Two runs of one label differ in more than seed and device, or have the same seed.
     """
     found: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     for record in results(JUDGE, folder, scale):
@@ -146,6 +175,8 @@ def judged(
             differing = _asked_differently(settings, other["parameters"])
             if differing:
                 raise ResultError(f"the runs of {settings['label']!r} differ in {', '.join(sorted(differing))}")
+        if record["seed"] in of_label:
+            raise ResultError(f"two runs of {settings['label']!r} have seed {record['seed']}: expected one, delete one")
         of_label[record["seed"]] = record
     return {label: Judged(label, found[label]) for label in sorted(found)}
 
