@@ -5,6 +5,7 @@ import hashlib
 import io
 import pwd
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,23 @@ def test_a_center_crop_is_not_larger_than_the_images(size: int) -> None:
     whole = RetrievalData("a set", gray(9, 8), gray(9, 8), gray(9, 8), ("a",), OTHERS)
     with pytest.raises(DataError, match=f"size={size} of images of 9 x 8 pixels: expected 1 to 8"):
         data.center_cropped(whole, size)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_mixed_images_keep_their_labels_and_texts_and_query_i_is_gallery_item_i(apart: bool) -> None:
+    labels = torch.arange(5).repeat_interleave(40)
+    images = labels[:, None, None, None].to(torch.uint8)
+    split = Split(images, labels, texts=tuple(map(str, labels.tolist())))
+    gallery = replace(split) if apart else split
+    plain = RetrievalData("a set", split, split, gallery, tuple("abcde"), replace(OTHERS, self_excluded=True))
+    found = data.mixed(plain)
+    assert found.train is split and (found.query is found.gallery) == (not apart)
+    for part in (found.query, found.gallery):
+        assert torch.equal(part.labels.bincount(), split.labels.bincount())
+        assert torch.equal(part.images.flatten().long(), part.labels)
+        assert part.texts == tuple(map(str, part.labels.tolist()))
+        assert part.labels[:20].unique().tolist() == [0, 1, 2, 3, 4]  # the first ones are of all classes
+    assert torch.equal(found.query.labels, data.mixed(plain).query.labels)
 
 
 def test_as_float_keeps_the_scale_of_both_kinds() -> None:

@@ -160,6 +160,11 @@ def loads(monkeypatch):
     return found
 
 
+def test_another_scale_is_refused():
+    with pytest.raises(ValueError, match="scale='Quick': expected one of"):
+        recipes.fashion_mnist("Quick")
+
+
 def test_fashion_mnist_is_taken_as_it_is(loads):
     taken = recipes.data_of("fashion-mnist", "quick")
     assert loads == [("fashion-mnist", "quick", None)]
@@ -176,7 +181,7 @@ def test_photographs_are_searched_in_center_crops_and_trained_on_whole(loads, na
     whole, edge = some_data(3, size), (size - crop) // 2
     assert crop == for_data(name, scale).crop
     assert torch.equal(taken.train.images, whole.train.images)
-    assert torch.equal(taken.query.images, whole.query.images[:, :, edge:-edge, edge:-edge])
+    assert torch.equal(taken.query.images, data.mixed(whole).query.images[:, :, edge:-edge, edge:-edge])
     assert taken.query is taken.gallery
 
 

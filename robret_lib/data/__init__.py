@@ -19,6 +19,7 @@ from tqdm import tqdm
 from robret_lib.data.center_crop import center_cropped
 from robret_lib.data.errors import DataError
 from robret_lib.data.labels import check_labels, relevance, same_kind
+from robret_lib.data.mixed import mixed
 from robret_lib.data.packed import squared
 from robret_lib.data.packed_splits import load_packed
 from robret_lib.data.packed_writing import write_packed
@@ -39,6 +40,7 @@ __all__ = [
     "data_root",
     "fashion_mnist_folder",
     "load",
+    "mixed",
     "read_verified",
     "relevance",
     "write_packed",

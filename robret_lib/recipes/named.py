@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from robret_lib.data import RetrievalData, center_cropped, load
+from robret_lib.data import RetrievalData, center_cropped, load, mixed
 from robret_lib.recipes.recipe import OF_A_MODEL, READ_BY, DefenseName, Recipe, Whitened
 
 GENERATION = 1
@@ -26,11 +26,11 @@ SAMPLERS: dict[DefenseName, str] = {"panum": "distance", "hm": "softhard"}
 KEPT_NEIGHBORHOOD = {"drawn_radius": True, "inner_steps": 3, "clean_weight": 0.5}
 """Of the neighborhood defense, whose steps are half the radius: weak attacks, which leave time for more training."""
 
-PUBLISHED_STAIRS = {
+STAIRS = {
     "quick": {"inner_step": 20 / 255},
     "full": {"inner_step": 77 / 8 / 255, "inner_steps": 16},
 }
-"""Of CA-TRIDE, published with 16 steps of an eighth of the radius: once they are long, an image can cross the ball."""
+"""Of CA-TRIDE, published with 16 steps of an eighth of the radius. Eight of 20/255 cross the ball as well."""
 
 WATCHED_EPS = 16 / 255
 """Where robust recall is watched while a defense of Fashion-MNIST trains: most published defenses differ there."""
@@ -91,10 +91,15 @@ def fashion_mnist(scale: str, **changes: object) -> Recipe:
 
     With a ``defense`` it has the inner attack of its scale, and whatever else the defense needs: "fare" an origin,
     which is the undefended model of the same backbone, embedding, distance and seed.
+
+    Raises:
+        ValueError: Another scale.
     """
+    if scale not in FASHION_MNIST:
+        raise ValueError(f"scale={scale!r}: expected one of {tuple(FASHION_MNIST)}")
     attack = INNER_ATTACK[scale] | {"watched_eps": WATCHED_EPS}
     if changes.get("defense") == "ca_tride":
-        attack |= PUBLISHED_STAIRS[scale]
+        attack |= STAIRS[scale]
     return _defended(FASHION_MNIST[scale], attack, changes)
 
 
@@ -163,11 +168,11 @@ def for_data(name: str, scale: str, **changes: object) -> Recipe:
 
 
 def data_of(name: str, scale: str) -> RetrievalData:
-    """The data that the recipe of `for_data` trains and is judged on; of photographs, center crops are searched."""
+    """What the recipe of `for_data` trains and is judged on; of photographs, crops of the middle are searched, mixed."""
     if name == "fashion-mnist":
         return load(name, scale)
     recipe = OFFICIAL.get(name, TUNED)
-    return center_cropped(load(name, scale, size=recipe.crop * 8 // 7), recipe.crop)
+    return mixed(center_cropped(load(name, scale, size=recipe.crop * 8 // 7), recipe.crop))
 
 
 def photographs(**changes: object) -> Whitened:
