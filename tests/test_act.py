@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from robret_lib import mining
-from robret_lib.attacks import AutoPGD
+from robret_lib.attacks import PGD, AutoPGD
 from robret_lib.defenses import AntiCollapseTriplets
 from robret_lib.models import embed
 from robret_lib.objectives import TripletObjective
@@ -44,6 +44,19 @@ def test_the_loss_is_the_slow_one(distance):
     torch.testing.assert_close(found, slow_triplet_loss(model, anchor, *zip(*moved, strict=True), distance), **CLOSE)
     plain = TripletObjective(mining.random, distance)(model, images, labels, seeded(3))
     assert found > plain + 1e-3
+
+
+def test_with_one_step_candidates_move_by_the_whole_radius_along_the_sign_of_the_gradient():
+    """As published beside the many steps: FGSM; images of the middle range touch no border."""
+    images, labels = a_batch()
+    model, defense = small_model(), AntiCollapseTriplets(PGD.fgsm(0.05))
+    triplets = defense.triplets(embed(model, images), labels, seeded(3))
+    clean = images[torch.cat([triplets.positive, triplets.negative])].requires_grad_()
+    positive, negative = model(clean).chunk(2)
+    (gradient,) = torch.autograd.grad((positive - negative + 1e-6).norm(dim=1).sum(), clean)
+    expected = (clean - 0.05 * gradient.sign()).clamp(0, 1)
+    moved = shown_to(model, defense, images, labels).chunk(3)[1:]
+    torch.testing.assert_close(torch.cat(moved), expected.detach())
 
 
 @pytest.mark.parametrize("distance", DISTANCES)

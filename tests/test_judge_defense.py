@@ -41,17 +41,20 @@ def photographs(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [1, 3])  # of one query nothing has a spread
-def test_a_defense_is_judged_from_training_to_result_file(photographs, tmp_path, n):
+@pytest.mark.parametrize(
+    ("n", "mode"), [(1, "fixed"), (3, "fixed"), (2, "reference")]
+)  # of one query nothing has a spread
+def test_a_defense_is_judged_from_training_to_result_file(photographs, tmp_path, n, mode):
     shared = {"dataset": photographs, "defense": "hm", "invariance": 0.5, "label": "HM", "steps": 1, "inner_steps": 1}
-    done = papermill(tmp_path, **shared, n_queries=n, effort="quick")
+    done = papermill(tmp_path, **shared, n_queries=n, effort="quick", mode=mode)
     assert done.returncode == 0, done.stderr[-3000:]
     (file,) = (tmp_path / "results").glob("judge_defense-quick-s0-*.json")
     record = json.loads(file.read_text())
-    assert {"R@1", "R@2", "CA+", "GTT", "ERS", "robust recall at 8/255"} <= record["metrics"].keys()
+    assert {"R@1", "R@2", "CA+", "GTT", "ERS"} <= record["metrics"].keys()
+    assert ("robust recall at 8/255" in record["metrics"]) == (mode == "fixed") and record["mode"] == mode
     assert record["details"]["recipe"]["invariance"] == 0.5 and record["details"]["recipe"]["steps"] == 1
     standing = record["details"]["standing"]
-    assert list(standing) == ["0", "1", "2", "4", "8"]
+    assert list(standing) == (["0", "1", "2", "4", "8"] if mode == "fixed" else [])
     assert all(len(stands) == n and set(stands) <= {"0", "1"} for stands in standing.values())
 
 

@@ -53,7 +53,7 @@ from pathlib import Path
 sys.path[:0] = [{root!r}]
 import torch
 from robret_lib import mining
-from robret_lib.defenses import HardnessManipulation
+from robret_lib.defenses import CollapseAwareTriplets, HardnessManipulation
 from robret_lib.training import Schedule, process_group, seeded, train
 from tests.small_defenses import INNER
 from tests.small_retrieval import small_model, some_split
@@ -80,12 +80,15 @@ with process_group("cpu") as rank:
     model, objective = small_model(), Noted(INNER)
     train(model, some_split(80, seed=10), objective, Schedule(4, 8, lr=1e-2))
     state = {{"model": model.state_dict(), "objective": objective.state_dict(), "noted": objective.noted}}
+    model, in_turns = small_model(), CollapseAwareTriplets(INNER, steps=4, epochs=2)
+    train(model, some_split(80, seed=10), in_turns, Schedule(4, 8, lr=1e-2))
+    state |= {{"model in turns": model.state_dict(), "turns": in_turns.state_dict()}}
     torch.save(state, Path(sys.argv[1]) / f"end{{rank}}")
 """
 
 
 @pytest.mark.slow
-def test_two_processes_remember_the_mean_of_their_losses(tmp_path):
+def test_two_processes_remember_the_mean_of_their_losses_and_take_the_same_turns(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(WORKER.format(root=str(ROOT)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, tmp_path]
@@ -94,8 +97,9 @@ def test_two_processes_remember_the_mean_of_their_losses(tmp_path):
         ended = subprocess.run([str(part) for part in command], stdout=log, stderr=log, env=environment)
     assert ended.returncode == 0, (tmp_path / "log").read_text()[-3000:]
     first, second = (torch.load(tmp_path / f"end{rank}", weights_only=True) for rank in (0, 1))
-    for part in ("model", "objective"):
+    for part in ("model", "objective", "model in turns", "turns"):
         assert all(torch.equal(value, second[part][name]) for name, value in first[part].items())
+    assert first["turns"] == {"progress.done": 4}
     remembered = 2.0
     for (before, loss, after), noted_there in zip(first["noted"], second["noted"], strict=True):
         assert noted_there == (remembered, pytest.approx(2 * after - loss, rel=1e-12), after)

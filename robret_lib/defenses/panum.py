@@ -22,7 +22,8 @@ class PanumTriplets(AttackedTriplets):
     from the positive than from the negative. (Panum et al., "Exploring Adversarial Robustness of Deep Metric Learning",
     2021; the anonymous public code of that work.) There the triplets come from the distance-weighted miner of
     pytorch-metric-learning with cutoffs at 0.5 and 1.4, one for each image of the batch; here they come from a sampler
-    of `mining`, one for each pair. Its second loss, the contrastive one, is left out.
+    of `mining`, one for each pair. There the loss is a mean over the triplets that have one, here over all: as triplets
+    become easy, its steps become smaller. Its second loss, the contrastive one, is left out.
 
     Args:
         search: The inner attack; published as ``PGD(0.01, 0.004, steps=5, random_start=True)``, the step two fifths of

@@ -168,7 +168,7 @@ def for_data(name: str, scale: str, **changes: object) -> Recipe:
 
 
 def data_of(name: str, scale: str) -> RetrievalData:
-    """What the recipe of `for_data` trains and is judged on; of photographs, crops of the middle are searched, mixed."""
+    """What the recipe of `for_data` trains and is judged on; photographs are searched in center crops, mixed."""
     if name == "fashion-mnist":
         return load(name, scale)
     recipe = OFFICIAL.get(name, TUNED)
