@@ -252,3 +252,8 @@ def test_vectors_of_any_length_are_refused():
 def test_a_search_by_values_is_refused(search):
     with pytest.raises(TypeError, match="KeptNeighborhood with a NES: expected a search by gradients, PGD or AutoPGD"):
         KeptNeighborhood(search, STEPS)
+
+
+def test_a_search_whose_radius_cannot_shrink_is_refused():
+    with pytest.raises(TypeError, match=r"search=Averaged\(.*expected PGD, AutoPGD or DrawnRadius"):
+        KeptNeighborhood(Averaged(INNER, 2), STEPS)

@@ -35,7 +35,7 @@ class KeptNeighborhood(nn.Module):
         ramp: Over which share of the training the radius rises; 0 begins at full size.
 
     Raises:
-        TypeError: A search by values.
+        TypeError: Another search than these, whose radius can shrink.
         ValueError: An impossible number; a model whose embeddings are no unit vectors.
     """
 
@@ -49,6 +49,8 @@ class KeptNeighborhood(nn.Module):
     ) -> None:
         super().__init__()
         check_inner(self, search)
+        if not isinstance(search, PGD | AutoPGD | DrawnRadius):
+            raise TypeError(f"search={search!r}: expected PGD, AutoPGD or DrawnRadius, whose radius can shrink")
         if not temperature > 0 or not clean_weight >= 0 or not 0 <= ramp <= 1:
             raise ValueError(
                 f"temperature={temperature}, clean_weight={clean_weight}, ramp={ramp}: expected a temperature above 0, "
