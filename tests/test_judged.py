@@ -162,6 +162,14 @@ def test_nobody_beats_whom_it_shares_no_seed_with(write, judged):
         a.less(b)
 
 
+def test_whom_more_was_asked_cannot_be_compared(write, judged):
+    write("a", 0, {8: "1111"})
+    write("b", 0, {8: "00"})
+    a, b = judged().values()
+    with pytest.raises(runs.ResultError, match="'a' and 'b' have been asked {4} and {2} queries"):
+        a.left_less(b, 8)
+
+
 def test_of_two_runs_with_one_seed_none_is_lost_in_silence(write, judged):
     """Written by two versions of the judge, of which one knows a parameter more, they have two names."""
     write("a")

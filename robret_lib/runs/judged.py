@@ -59,6 +59,9 @@ class Judged:
         """The difference in robust recall to another defense, of each seed that both have; of one seed, of each query.
 
         Queries are the same, so the differences are paired.
+
+        Raises:
+            ResultError: They are not.
         """
         seeds = self._shared(other)
         if len(seeds) == 1:
@@ -90,7 +93,14 @@ class Judged:
         return f"{with_minus(self.label)} less {with_minus(other.label)}, {paired}: {', '.join(apart)}."
 
     def _shared(self, other: "Judged") -> list[int]:
-        return sorted(self.records.keys() & other.records.keys())
+        seeds = sorted(self.records.keys() & other.records.keys())
+        mine, its = ({n for seed in seeds for n in each._queries(seed)} for each in (self, other))
+        if mine != its:
+            raise ResultError(f"{self.label!r} and {other.label!r} have been asked {mine} and {its} queries")
+        return seeds
+
+    def _queries(self, seed: int) -> set[int]:
+        return {len(stands) for stands in self.records[seed]["details"]["standing"].values()}
 
     def _of(self, seeds: Iterable[int]) -> "Judged":
         return Judged(self.label, {seed: self.records[seed] for seed in seeds})
