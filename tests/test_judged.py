@@ -166,7 +166,7 @@ def test_whom_more_was_asked_cannot_be_compared(write, judged):
     write("a", 0, {8: "1111"})
     write("b", 0, {8: "00"})
     a, b = judged().values()
-    with pytest.raises(runs.ResultError, match="'a' and 'b' have been asked {4} and {2} queries"):
+    with pytest.raises(runs.ResultError, match=r"'a' and 'b' have been asked \{4\} and \{2\} queries"):
         a.left_less(b, 8)
 
 
