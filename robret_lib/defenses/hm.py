@@ -148,7 +148,7 @@ class HardnessManipulation(AttackedTriplets):
         margin, destination = MARGIN[self.distance], self.destination
         level = self.last_loss.value.to(clean).clamp(max=margin) / margin
         if isinstance(destination, Constant):
-            return clean.new_tensor(destination.hardness)
+            return clean.new_full((), destination.hardness)
         if isinstance(destination, Gradual):
             if self.mode == "reference":
                 self.destined.triplets(clean, labels, generator)
