@@ -41,10 +41,9 @@ def photographs(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("n", "mode"), [(1, "fixed"), (3, "fixed"), (2, "reference")]
-)  # of one query nothing has a spread
+@pytest.mark.parametrize(("n", "mode"), [(1, "fixed"), (3, "fixed"), (2, "reference")])
 def test_a_defense_is_judged_from_training_to_result_file(photographs, tmp_path, n, mode):
+    """Also with one query, where nothing has a spread."""
     shared = {"dataset": photographs, "defense": "hm", "invariance": 0.5, "label": "HM", "steps": 1, "inner_steps": 1}
     done = papermill(tmp_path, **shared, n_queries=n, effort="quick", mode=mode)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -108,11 +108,8 @@ class Judged:
     def _less_by_query(self, other: "Judged", level: int) -> list[float]:
         """The difference of each query, a mean over the seeds that both have."""
         seeds = self._shared(other)
-        differences = (
-            [a - b for a, b in zip(*(each._of([seed]).by_query(level) for each in (self, other)), strict=True)]
-            for seed in seeds
-        )
-        return [fmean(of_query) for of_query in zip(*differences, strict=True)]
+        mine, its = (zip(*(each._of([seed]).by_query(level) for seed in seeds), strict=True) for each in (self, other))
+        return [fmean(a) - fmean(b) for a, b in zip(mine, its, strict=True)]
 
     @property
     def doubts(self) -> tuple[str, ...]:
