@@ -13,10 +13,11 @@ On several GPUs or in several processes, write a script and start it with ``torc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from itertools import count, islice
 from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,8 @@ Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 """Images and a generator to images, as many of them."""
 
 
-class Schedule(NamedTuple):
+@dataclass(frozen=True)
+class Schedule:
     """How long and how fast to train (Adam).
 
     Args:
@@ -44,6 +46,9 @@ class Schedule(NamedTuple):
         seed: Of the batches and the sampler; the initial weights are the caller's.
         decay: Over which share of the steps, at the end, the learning rate falls in a straight line to zero; 0, as
             published, keeps it constant.
+
+    Raises:
+        ValueError: An impossible number.
     """
 
     steps: int
@@ -52,6 +57,12 @@ class Schedule(NamedTuple):
     weight_decay: float = 1e-7
     seed: int = 0
     decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.pairs < 1 or self.lr <= 0 or self.weight_decay < 0:
+            raise ValueError(f"{self}: expected steps and pairs of at least 1, lr > 0, weight_decay >= 0")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay={self.decay}: expected a share of the steps in [0, 1]")
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -92,7 +103,7 @@ def train(
         ``validate_every`` steps and at the end.
 
     Raises:
-        ValueError: The checkpoint belongs to another schedule or kind of objective, or the schedule is impossible.
+        ValueError: The checkpoint belongs to another schedule or kind of objective, or the data do not fit this one.
         FloatingPointError: The loss is NaN or infinite.
     """
     rank, world = _rank_and_world()
@@ -101,7 +112,7 @@ def train(
     step_module = _Step(model, objective).to(device)
     weights = [weight for weight in step_module.parameters() if weight.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=schedule.lr, weight_decay=schedule.weight_decay)
-    identity = schedule._asdict() | {"images": len(data), "processes": world, "objective": type(objective).__name__}
+    identity = asdict(schedule) | {"images": len(data), "processes": world, "objective": type(objective).__name__}
     start, loss_sum, history = _resume(checkpoint, step_module, optimizer, identity)
     replicas = DistributedDataParallel(step_module) if world > 1 else step_module
     batches = _batches(data.labels.cpu(), schedule, start, rank, world)
@@ -220,10 +231,6 @@ def _rank_and_world() -> tuple[int, int]:
 def _check(schedule: Schedule, data: Split, world: int, checkpoint_every: int, validate_every: int) -> None:
     if checkpoint_every < 1 or validate_every < 1:
         raise ValueError(f"checkpoint_every={checkpoint_every}, validate_every={validate_every}: expected at least 1")
-    if schedule.steps < 1 or schedule.pairs < 1 or schedule.lr <= 0 or schedule.weight_decay < 0:
-        raise ValueError(f"{schedule}: expected steps and pairs of at least 1, lr > 0, weight_decay >= 0")
-    if not 0 <= schedule.decay <= 1:
-        raise ValueError(f"decay={schedule.decay}: expected a share of the steps in [0, 1]")
     if data.labels.ndim != 1:
         raise ValueError(f"labels of shape {tuple(data.labels.shape)}: SPC-2 batches need one int class per image [N]")
     if schedule.pairs == 1 or ceil(len(data) / world) % schedule.pairs == 1:

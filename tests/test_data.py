@@ -166,7 +166,10 @@ def test_mixed_images_keep_their_labels_and_texts_and_query_i_is_gallery_item_i(
 
 def test_as_float_keeps_the_scale_of_both_kinds() -> None:
     assert torch.equal(data.as_float(torch.tensor([0, 51, 255], dtype=torch.uint8)), torch.tensor([0, 0.2, 1]))
-    assert torch.equal(data.as_float(torch.tensor([0.25], dtype=torch.float64)), torch.tensor([0.25]))
+    for dtype, kept in ((torch.float16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)):
+        image = torch.tensor([1 / 3], dtype=dtype)
+        assert data.as_float(image).dtype == kept
+        assert torch.equal(data.as_float(image), image.to(kept))
     with pytest.raises(DataError, match="torch.int64"):
         data.as_float(torch.tensor([1]))
 

@@ -177,6 +177,16 @@ def test_only_the_classifier_of_a_torchvision_network_is_replaced():
     torch.testing.assert_close(replaced(images(2)), original(images(2)))
 
 
+@pytest.mark.parametrize(("name", "channels", "size"), [("c2f2_half", 1, 28), ("efficientnet_lite0", 3, 64)])
+def test_on_a_cpu_convolutions_lie_with_channels_last_and_compute_the_same(name, channels, size):
+    torch.manual_seed(0)
+    model, batch = models.build(name, 32).eval(), images(3, channels, size)
+    placed = models.on_device(copy.deepcopy(model), "cpu")
+    convolutions = [module for module in placed.modules() if isinstance(module, nn.Conv2d)]
+    assert all(module.weight.is_contiguous(memory_format=torch.channels_last) for module in convolutions)
+    torch.testing.assert_close(placed(batch), model(batch), atol=1e-5, rtol=0)
+
+
 def test_unknown_names_and_networks_without_a_classifier_are_said():
     with pytest.raises(ValueError, match="backbone 'resnet19': expected c2f2"):
         models.build("resnet19", 8)

@@ -28,7 +28,7 @@ BESIDES = {
     "panum": {"sampler"},
     "hm": {"sampler"},
     "fare": {"origin"},
-    "neighborhood": {"drawn_radius", "clean_weight"},
+    "neighborhood": {"drawn_radius"},
 }
 """And what that of one of them says as well."""
 
@@ -206,7 +206,8 @@ def test_a_recipe_with_crops_trains_on_random_crops_and_mirror_images(cropped):
     recipe, images = cropped
     found = trained(recipe, images, torch.device("cpu")).model.state_dict()
     torch.manual_seed(recipe.seed)
-    model, objective = models.build("c2f2_half", 8), objectives.TripletObjective(mining.random)
+    model = models.on_device(models.build("c2f2_half", 8), "cpu")
+    objective = objectives.TripletObjective(mining.random)
     schedule, augment = training.Schedule(4, 4), lambda batch, generator: random_crop_and_flip(batch, 28, generator)
     training.train(model, images.train, objective, schedule, augment=augment)
     assert all(torch.equal(found[name], value) for name, value in model.state_dict().items())

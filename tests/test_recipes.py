@@ -149,7 +149,7 @@ def test_the_model_of_a_recipe_is_the_one_its_parts_train():
     data = some_data()
     result = trained(RECIPE, data, CPU)
     torch.manual_seed(RECIPE.seed)
-    model = models.build("c2f2_half", 8)
+    model = models.on_device(models.build("c2f2_half", 8), CPU)
     objective = objectives.TripletObjective(mining.random)
     history = training.train(model, data.train, objective, training.Schedule(4, 4), validate_every=1)
     assert_same_weights(weights_of(result), model.state_dict())
@@ -619,6 +619,8 @@ def test_the_recipe_of_a_defense_brings_its_inner_attack():
         ({"defense": "neighborhood", "mode": "reference"}, "mode='reference' with defense='neighborhood'"),
         ({"defense": "ca_tride", "drawn_radius": True}, "drawn_radius=True with defense='ca_tride', which"),
         ({"defense": "neighborhood", "distance": "E"}, 'with distance="E": expected "N" or "C"'),
+        ({"defense": "fare", "origin": RECIPE, "steps": 0}, r"Schedule\(steps=0, .*: expected steps and pairs of at"),
+        ({"decay": 1.5}, r"decay=1.5: expected a share of the steps in \[0, 1\]"),
     ],
     ids=str,
 )
@@ -772,7 +774,8 @@ def test_the_history_of_a_defense_tells_the_signs_of_collapse_and_what_is_watche
     left = scores.robust_recall(result.model, data, 0.05, queries=20, effort="quick").recall_at_1
     assert result.history[-1]["robust_recall_at_1"] == left
     assert "robust_recall_at_1" not in trained(DEFENDED, data, CPU).history[-1]
-    assert set(trained(RECIPE, data, CPU).history[-1]) == {"step", "loss", "recall_at_1"}
+    undefended = trained(RECIPE, data, CPU).history[-1]
+    assert set(undefended) == {"step", "loss", "recall_at_1", "spread", "collapseness"}
 
 
 def test_what_is_watched_changes_no_weight_and_draws_nothing():
@@ -798,7 +801,7 @@ def test_a_training_that_collapsed_is_told_with_its_step_also_when_it_comes_from
 
 
 def test_a_training_that_came_back_or_never_collapsed_is_not_told_of_afterwards(monkeypatch):
-    spreads = iter([0.001, 0.5, 0.5, 0.5])
+    spreads = iter([0.001] + 7 * [0.5])
     monkeypatch.setattr(collapse, "signs", lambda *_: {"spread": next(spreads), "collapseness": -0.1})
     with pytest.warns(RuntimeWarning, match="this training is collapsed: spread 0.0010") as told:
         trained(DEFENDED, some_data(), CPU)
@@ -875,7 +878,7 @@ def test_a_whitened_head_is_fitted_to_the_features_of_the_trunk_which_stays(tmp_
     monkeypatch.setenv("ROBRET_DATA", str(tmp_path))
     data, recipe = some_photographs(), recipes.photographs(embedding_dim=6, shrinkage=0.5)
     model = trained(recipe, data, CPU).model
-    plain = models.build("efficientnet_lite0", 6, pretrained=True).eval()
+    plain = models.on_device(models.build("efficientnet_lite0", 6, pretrained=True), CPU).eval()
     for name, weight in plain.backbone.named_parameters():
         if not name.startswith("classifier"):
             assert torch.equal(weight, model.backbone.get_parameter(name))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def run_training(folder, steps=SCHEDULE.steps, free_calls=math.inf):
     torch.set_num_threads(1)
     folder, model = Path(folder), small_model()
     objective = ScaledTriplets(free_calls, folder / "signal that never comes", os.getppid())
-    schedule = SCHEDULE._replace(steps=steps)
+    schedule = replace(SCHEDULE, steps=steps)
     history = train(model, some_split(), objective, schedule, folder / "checkpoint", 3, norm_of_weights, 7)
     torch.save({"model": model.state_dict(), "objective": objective.state_dict(), "history": history}, folder / "end")
 
@@ -169,7 +170,7 @@ def test_the_loop_is_the_one_written_out(decay):
         adam.step()
         losses.append(loss.item())
     actual, its_objective = small_model(), ScaledTriplets()
-    history = train(actual, split, its_objective, SCHEDULE._replace(decay=decay), validate_every=8)
+    history = train(actual, split, its_objective, replace(SCHEDULE, decay=decay), validate_every=8)
     assert_same(actual.state_dict(), model.state_dict())
     assert torch.equal(its_objective.margin, objective.margin) and objective.margin != 0.5
     assert [entry["step"] for entry in history] == [8, 16, 20]
@@ -291,7 +292,7 @@ def test_the_seed_decides_the_batches():
     results = []
     for seed in (5, 6, 5):
         results.append(small_model())
-        train(results[-1], some_split(), ScaledTriplets(), SCHEDULE._replace(seed=seed))
+        train(results[-1], some_split(), ScaledTriplets(), replace(SCHEDULE, seed=seed))
     assert_same(results[0].state_dict(), results[2].state_dict())
     assert not torch.equal(results[0][0].weight, results[1][0].weight)
 
@@ -351,7 +352,7 @@ def test_stopped_at_any_step_and_resumed_it_ends_the_same(stop, tmp_path):
 @pytest.mark.parametrize("stop", [1, 8, 12, 19])
 def test_a_falling_rate_stopped_and_resumed_goes_on_falling(stop, tmp_path):
     """Over the last 15 of 20 steps; a checkpoint is written after every third."""
-    whole, objective, schedule = small_model(), ScaledTriplets(), SCHEDULE._replace(decay=0.75)
+    whole, objective, schedule = small_model(), ScaledTriplets(), replace(SCHEDULE, decay=0.75)
     history = train(whole, some_split(), objective, schedule)
     with pytest.raises(Interrupted):
         train(small_model(), some_split(), ScaledTriplets(last=stop), schedule, tmp_path / "checkpoint", 3)
@@ -375,7 +376,7 @@ def test_the_checkpoint_holds_no_code(tmp_path):
     """weights_only refuses everything that could run on loading."""
     trained(checkpoint=tmp_path / "sub" / "checkpoint", validate=norm_of_weights)
     state = loaded(tmp_path / "sub" / "checkpoint")
-    assert state["step"] == 20 and state["identity"] == SCHEDULE._asdict() | {
+    assert state["step"] == 20 and state["identity"] == asdict(SCHEDULE) | {
         "images": len(some_split()),
         "processes": 1,
         "objective": "ScaledTriplets",
@@ -399,7 +400,7 @@ def test_a_checkpoint_of_another_schedule_is_refused_by_name(change, tmp_path):
     before = file.read_bytes()
     ((name, value),) = change.items()
     with pytest.raises(ValueError, match=f"{file} was written with .*this training is .*'{name}': {value}") as error:
-        train(small_model(), some_split(), ScaledTriplets(), SCHEDULE._replace(**change), file)
+        train(small_model(), some_split(), ScaledTriplets(), replace(SCHEDULE, **change), file)
     assert f"'{name}': {getattr(SCHEDULE, name)}" in str(error.value).partition("this training")[0]
     assert file.read_bytes() == before
 
@@ -502,13 +503,13 @@ def test_a_loss_that_is_no_number_stops_the_training(value, tmp_path):
 @pytest.mark.parametrize("change", [{"steps": 0}, {"pairs": 0}, {"lr": 0.0}, {"lr": -1.0}, {"weight_decay": -1.0}])
 def test_an_impossible_schedule_is_refused(change):
     with pytest.raises(ValueError, match="Schedule.*: expected steps and pairs of at least 1, lr > 0"):
-        train(small_model(), some_split(), ScaledTriplets(), SCHEDULE._replace(**change))
+        train(small_model(), some_split(), ScaledTriplets(), replace(SCHEDULE, **change))
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.1, 20, float("nan"), float("inf")])
 def test_a_decay_that_is_no_share_is_refused(decay):
     with pytest.raises(ValueError, match=rf"decay={decay}: expected a share of the steps in \[0, 1\]"):
-        train(small_model(), some_split(), ScaledTriplets(), SCHEDULE._replace(decay=decay))
+        replace(SCHEDULE, decay=decay)
 
 
 def test_labels_of_several_classes_are_refused():
@@ -622,7 +623,7 @@ def test_a_training_resumed_on_a_gpu_goes_on_where_it_was(tmp_path):
         torch.manual_seed(1)
         layers = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)
         model, objective = nn.Sequential(*layers).cuda(), TripletObjective(mining.semihard, "E")
-        history = train(model, some_split(), objective, SCHEDULE._replace(steps=steps), tmp_path / name)
+        history = train(model, some_split(), objective, replace(SCHEDULE, steps=steps), tmp_path / name)
         return model.state_dict(), history
 
     whole, history = run("whole", 6)

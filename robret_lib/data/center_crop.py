@@ -1,6 +1,7 @@
 """The middle of the images that are searched, as published for models that train on random crops."""
 
 from dataclasses import replace
+from functools import partial
 
 from robret_lib.data.errors import DataError
 from robret_lib.data.retrieval_data import RetrievalData, Split
@@ -22,9 +23,7 @@ def center_cropped(dataset: RetrievalData, size: int) -> RetrievalData:
     Raises:
         DataError: if an image is smaller than that.
     """
-    query = _cropped(dataset.query, size)
-    gallery = query if dataset.gallery is dataset.query else _cropped(dataset.gallery, size)
-    return replace(dataset, query=query, gallery=gallery)
+    return dataset.with_searched(partial(_cropped, size=size))
 
 
 def _cropped(split: Split, size: int) -> Split:

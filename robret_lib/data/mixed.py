@@ -1,7 +1,5 @@
 """Images that are searched, in an order that mixes their classes."""
 
-from dataclasses import replace
-
 import torch
 
 from robret_lib.data.retrieval_data import RetrievalData, Split
@@ -16,9 +14,7 @@ def mixed(dataset: RetrievalData) -> RetrievalData:
     Returns:
         Query and gallery, one object if they were one; if both have the same length, in the same order.
     """
-    query = _mixed(dataset.query)
-    gallery = query if dataset.gallery is dataset.query else _mixed(dataset.gallery)
-    return replace(dataset, query=query, gallery=gallery)
+    return dataset.with_searched(_mixed)
 
 
 def _mixed(split: Split) -> Split:

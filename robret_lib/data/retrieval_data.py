@@ -5,7 +5,8 @@ papers compare only if the roles were filled alike, so the way they were filled 
 Everything is checked when it is built: what exists is usable.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -96,6 +97,11 @@ class RetrievalData:
         if self.protocol.class_disjoint:
             self._check_class_disjoint()
 
+    def with_searched(self, change: Callable[[Split], Split]) -> "RetrievalData":
+        """The data set with query and gallery changed, one object if they were one, and train as it is."""
+        query = change(self.query)
+        return replace(self, query=query, gallery=query if self.gallery is self.query else change(self.gallery))
+
     def _check_same_kind_as_train(self, role: str) -> None:
         train, other = self.train, getattr(self, role)
         for what, expected, given in (
@@ -132,7 +138,7 @@ def as_float(images: Tensor) -> Tensor:
         images: ``[..., H, W]``, uint8 in 0..255 or floating point in [0, 1].
 
     Returns:
-        float32 in [0, 1], the same shape and device; a float32 input is returned as it is.
+        At least float32 in [0, 1], the same shape and device; float32 and float64 are returned as they are.
 
     Raises:
         DataError: for any other type.
@@ -141,7 +147,7 @@ def as_float(images: Tensor) -> Tensor:
         return images.float() / 255
     if not images.is_floating_point():
         raise DataError(f"images are {images.dtype}; expected uint8 in 0..255 or floating point in [0, 1]")
-    return images.float()
+    return images.to(torch.promote_types(images.dtype, torch.float32))
 
 
 def _check_images(images: Tensor) -> None:

@@ -10,7 +10,7 @@ from robret_lib.attacks import Search
 from robret_lib.defenses.inner import AttackedTriplets
 from robret_lib.mining import Mode, Sampler
 from robret_lib.models import Distance
-from robret_lib.objectives import MARGIN
+from robret_lib.objectives import MARGIN, triplet_loss
 
 Role = Literal["anchor", "positive", "negative"]
 
@@ -22,8 +22,8 @@ class PanumTriplets(AttackedTriplets):
     from the positive than from the negative. (Panum et al., "Exploring Adversarial Robustness of Deep Metric Learning",
     2021; the anonymous public code of that work.) There the triplets come from the distance-weighted miner of
     pytorch-metric-learning with cutoffs at 0.5 and 1.4, one for each image of the batch; here they come from a sampler
-    of `mining`, one for each pair. There the loss is a mean over the triplets that have one, here over all: as triplets
-    become easy, its steps become smaller. Its second loss, the contrastive one, is left out.
+    of `mining`, one for each pair. The loss is a mean over the triplets that have one, as there. Its second loss, the
+    contrastive one, is left out.
 
     Args:
         search: The inner attack; published as ``PGD(0.01, 0.004, steps=5, random_start=True)``, the step two fifths of
@@ -65,6 +65,11 @@ class PanumTriplets(AttackedTriplets):
             moved = self.search(model, shown[self.role][chosen], loss, generator)
             shown[self.role] = shown[self.role].index_copy(0, chosen, moved)
         return self.loss(*model(torch.cat([shown[name] for name in triplets._fields])).chunk(3))
+
+    def loss(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        """Triplet loss, a scalar, of embeddings ``[P, D]``: the mean of those above zero; zero if none is."""
+        losses = triplet_loss(anchor, positive, negative, MARGIN[self.distance], self.distance)
+        return losses.sum() / (losses > 0).sum().clamp(min=1)
 
     def _chosen(self, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
         """Which of the triplets are attacked."""

@@ -63,10 +63,10 @@ class Trained:
 
     Args:
         model: On the device asked for, in evaluation mode.
-        history: See `training.train`; validation is Recall@1 in percent, key "recall_at_1", with a defense also
-            `defenses.collapse.signs` of the gallery, and "robust_recall_at_1", what effort "quick" leaves of 200
-            queries at the radius that is watched. Empty for `Whitened`. Kept as it was measured: the code that
-            measures is no part of a model's name.
+        history: See `training.train`; validation is Recall@1 in percent, key "recall_at_1", and
+            `defenses.collapse.signs` of the gallery; with a defense also "robust_recall_at_1", what effort "quick"
+            leaves of 200 queries at the radius that is watched. Empty for `Whitened`. Kept as it was measured: the code
+            that measures is no part of a model's name.
         seconds: Wall time of the training (of its last part if it was resumed; that of the origin is not in it), also
             when it comes from the cache.
         device: What it was trained on.
@@ -100,7 +100,7 @@ def trained(recipe: Recipe | Whitened, data: RetrievalData, device: torch.device
     if dist.is_initialized():
         raise RuntimeError("recipes.trained in one of several processes: expected one alone; see training.train")
     file = data_root() / "models" / f"{_key(recipe, data)}.safetensors"
-    model = _initial_model(recipe).to(device)
+    model = models.on_device(_initial_model(recipe), device)
     if not file.exists():
         try:
             with one_at_a_time(file.with_suffix(".lock")):  # a second process that wants the same model waits for it
@@ -131,7 +131,7 @@ def _initial_model(recipe: Recipe | Whitened) -> models.EmbeddingModel:
 
 def _plan(recipe: Recipe, original: nn.Module | None = None) -> tuple[nn.Module, training.Schedule]:
     """What a recipe minimizes, and for how long; ``original`` is the model of its origin."""
-    schedule = training.Schedule(recipe.steps, recipe.pairs, recipe.lr, recipe.weight_decay, recipe.seed, recipe.decay)
+    schedule = recipe.schedule
     if recipe.defense is None:
         sampler = getattr(mining, recipe.sampler)
         return objectives.TripletObjective(sampler, recipe.distance, recipe.mode), schedule
@@ -188,10 +188,9 @@ def _validated(model: models.EmbeddingModel, recipe: Recipe, data: RetrievalData
     queries = gallery if own else models.embed(model, data.query.images)
     labels = data.query.labels, data.gallery.labels
     found = {"recall_at_1": metrics.recall_at_k(queries, gallery, *labels, k=(1,), self_excluded=own)[1]}
-    if recipe.defense:
-        found |= collapse.signs(gallery, data.gallery.labels, recipe.distance)
-        if found["spread"] < collapse.COLLAPSED:
-            warnings.warn(f"this training is collapsed: spread {found['spread']:.4f}", RuntimeWarning, stacklevel=2)
+    found |= collapse.signs(gallery, data.gallery.labels, recipe.distance)
+    if found["spread"] < collapse.COLLAPSED:
+        warnings.warn(f"this training is collapsed: spread {found['spread']:.4f}", RuntimeWarning, stacklevel=2)
     if recipe.watched_eps:
         queries = min(WATCHED_QUERIES, len(data.query))
         result = robust_recall(model, data, recipe.watched_eps, queries=queries, effort="quick")

@@ -23,7 +23,7 @@ INNER_ATTACK = {
 SAMPLERS: dict[DefenseName, str] = {"panum": "distance", "hm": "softhard"}
 """Of the defenses that are published with another sampler than the random one."""
 
-KEPT_NEIGHBORHOOD = {"drawn_radius": True, "inner_steps": 3, "clean_weight": 0.5}
+KEPT_NEIGHBORHOOD = {"drawn_radius": True, "inner_steps": 3}
 """Of the neighborhood defense, whose steps are half the radius: weak attacks, which leave time for more training."""
 
 STAIRS = {

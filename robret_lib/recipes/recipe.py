@@ -5,6 +5,7 @@ from typing import ClassVar, Literal, get_args
 
 from robret_lib import mining, models
 from robret_lib.attacks.attack import check_mode
+from robret_lib.training import Schedule
 
 DefenseName = Literal["est", "ses", "rest", "act", "min_max", "ramd", "panum", "hm", "ca_tride", "fare", "neighborhood"]
 SamplerName = Literal["random", "semihard", "softhard", "distance", "hard"]
@@ -36,8 +37,9 @@ class Recipe:
         watched_eps: At which radius robust recall joins the history; 0 leaves it out.
 
     Raises:
-        ValueError: A name nobody knows; a defense without an attack, or an attack without a defense; a field that this
-            defense does not read; an origin whose weights do not fit, or none where the defense needs it.
+        ValueError: A name nobody knows, or an impossible number; a defense without an attack, or an attack without a
+            defense; a field that this defense does not read; an origin whose weights do not fit, or none where the
+            defense needs it.
     """
 
     backbone: str
@@ -61,14 +63,20 @@ class Recipe:
     origin: "Recipe | None" = None
     watched_eps: float = 0.0
     temperature: float = 0.1
-    clean_weight: float = 1.0
+    clean_weight: float = 0.5
     ramp: float = 0.5
     decay: float = 0.0
     mode: mining.Mode = "fixed"
     pretrained: bool = False
     crop: int = 0
 
+    @property
+    def schedule(self) -> Schedule:
+        """Of the training."""
+        return Schedule(self.steps, self.pairs, self.lr, self.weight_decay, self.seed, self.decay)
+
     def __post_init__(self) -> None:
+        _ = self.schedule  # which refuses impossible numbers
         self._check_names()
         self._check_defense()
         self._check_origin()
@@ -159,7 +167,7 @@ ADDED_LATER: dict[str, object] = {
     "origin": None,
     "watched_eps": 0.0,
     "temperature": 0.1,
-    "clean_weight": 1.0,
+    "clean_weight": 0.5,
     "ramp": 0.5,
     "decay": 0.0,
     "mode": "fixed",

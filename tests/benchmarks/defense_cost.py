@@ -181,7 +181,7 @@ class World(NamedTuple):
     @classmethod
     def of(cls, setting: Setting) -> "World":
         generator = torch.Generator().manual_seed(0)
-        model = models.build(setting.backbone, embedding_dim=128).train()
+        model = models.on_device(models.build(setting.backbone, embedding_dim=128), "cpu").train()
         images = torch.rand(2 * setting.pairs, *setting.pixels, generator=generator)
         labels = torch.randint(10, (setting.pairs,), generator=generator).repeat_interleave(2)
         return cls(model, Adam(model.parameters(), lr=0.0), images, labels)

@@ -138,9 +138,9 @@ def _judged(name: str, seed: int, bar: tqdm) -> list[float]:
 def _measured(name: str, seed: int, checkpoint: Path) -> list[float]:
     dataset = data.load("fashion-mnist", "quick")
     torch.manual_seed(seed)
-    model = models.build(RECIPE.backbone, RECIPE.embedding_dim).to(DEVICE)
+    model = models.on_device(models.build(RECIPE.backbone, RECIPE.embedding_dim), DEVICE)
     row = ROWS[name]
-    schedule = training.Schedule(row.steps, RECIPE.pairs, RECIPE.lr, RECIPE.weight_decay, seed, row.decay)
+    schedule = replace(RECIPE, steps=row.steps, seed=seed, decay=row.decay).schedule
     training.train(model, dataset.train, row.objective(), schedule, checkpoint)
     model.eval()
     results = [robust_recall(model, dataset, level / 255, queries=N) for level in LEVELS]
