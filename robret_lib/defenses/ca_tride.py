@@ -1,6 +1,7 @@
 """Collapse-aware triplet decoupling: attack candidates and anchor in turn, and stop before the network collapses."""
 
 from dataclasses import replace
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
@@ -8,12 +9,65 @@ from torch import Tensor, nn
 from robret_lib import mining
 from robret_lib.attacks import PGD
 from robret_lib.attacks.fields import check_count, check_number
+from robret_lib.attacks.search import Loss
 from robret_lib.defenses.collapse import collapseness, smallest_half
 from robret_lib.defenses.inner import AttackedTriplets, a_hair_aside
 from robret_lib.defenses.memory import Progress
 from robret_lib.mining import Mode
 from robret_lib.models import Distance
 from robret_lib.objectives import MARGIN
+
+ENOUGH = 1e-5
+"""Below this loss an attack ends."""
+
+
+class CandidatePerturbation:
+    """CAP makes the batch look as if it had begun to collapse, by its positives and negatives.
+
+    Here and for the anchors, d(p, a) and d(a, n) are written as in the published code: `OFFSET` makes d(a, p) another
+    number, and decides where an image goes that is its own partner.
+
+    Args:
+        objective: Has the distance and the sharpness.
+        clean: Embeddings ``[2P, D]`` of the batch, without gradients.
+        triplets: Of the batch.
+    """
+
+    def __init__(self, objective: "CollapseAwareTriplets", clean: Tensor, triplets: mining.Triplets) -> None:
+        self.objective, self.anchor = objective, clean[triplets.anchor]
+
+    def __call__(self, embeddings: Tensor) -> Tensor:
+        """The same loss for each of the embeddings ``[2P, D]`` of what moves."""
+        positive, negative = embeddings.chunk(2)
+        d_ap, d_an = self.objective.apart(positive, self.anchor), self.objective.apart(self.anchor, negative)
+        healthy = (-collapseness(d_ap, d_an, self.objective.sharpness)).relu()
+        return _until_enough(healthy).expand(len(embeddings))
+
+
+class AnchorPerturbation:
+    """ANP drives the anchors to their nearer negatives, as long as the batch does not look collapsed.
+
+    Args:
+        objective, clean, triplets: As in `CandidatePerturbation`.
+        generator: Of the points from which the ways from home are measured.
+    """
+
+    def __init__(
+        self, objective: "CollapseAwareTriplets", clean: Tensor, triplets: mining.Triplets, generator: torch.Generator
+    ) -> None:
+        self.objective = objective
+        anchor, self.positive, negative = (clean[role] for role in triplets)
+        origin = a_hair_aside(anchor, generator) if objective.mode == "fixed" else anchor
+        self.negative_and_origin = torch.stack([negative, origin])
+
+    def __call__(self, embeddings: Tensor) -> Tensor:
+        """The same loss for each of the embeddings ``[P, D]`` of what moves."""
+        d_ap = self.objective.apart(self.positive, embeddings)
+        d_an, shift = self.objective.apart(embeddings, self.negative_and_origin)
+        collapsed = collapseness(d_ap, d_an, self.objective.sharpness)
+        to_negatives = smallest_half(d_an) - shift.mean()
+        weight = collapsed.detach().clamp(max=0).exp()
+        return _until_enough(collapsed.relu() + weight * to_negatives.relu()).expand(len(embeddings))
 
 
 class CollapseAwareTriplets(AttackedTriplets):
@@ -46,8 +100,6 @@ class CollapseAwareTriplets(AttackedTriplets):
         ValueError: No steps or epochs; a sharpness below zero; a distance other than "N" in mode "reference".
     """
 
-    ENOUGH = 1e-5
-
     def __init__(
         self,
         search: PGD,
@@ -71,63 +123,34 @@ class CollapseAwareTriplets(AttackedTriplets):
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Scalar loss of an SPC-2 batch: images ``[2P, C, H, W]`` in [0, 1], labels int ``[2P]``."""
-        moves_candidates = self.progress.done.item() % 2 == 0
-        share = int(self.progress.advance() * self.epochs) / self.epochs
+        step, share = self.progress.done.item(), self.stair(self.progress.advance())
         self.sampling_margin = MARGIN[self.distance] * (1 - share / 2) ** 2
         search = replace(self.search, step=share * self.search.step) if share else replace(self.search, eps=0.0)
         clean, triplets = self.clean_triplets(model, images, labels, generator)
         shown = [images[role] for role in triplets]
-        if moves_candidates:
-            attack = _CandidatePerturbation(self, clean, triplets)
-            shown[1:] = search(model, torch.cat(shown[1:]), attack, generator).chunk(2)
-        else:
-            attack = _AnchorPerturbation(self, clean, triplets, generator)
-            shown[0] = search(model, shown[0], attack, generator)
-        return self._outer(*model(torch.cat(shown)).chunk(3))
+        loss, moved = self.perturbation(step, clean, triplets, generator)
+        shown[moved] = search(model, torch.cat(shown[moved]), loss, generator).chunk(len(shown[moved]))
+        return self.outer(*model(torch.cat(shown)).chunk(3))
 
-    def _outer(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    def perturbation(
+        self, step: int, clean: Tensor, triplets: mining.Triplets, generator: torch.Generator
+    ) -> tuple[Loss, slice]:
+        """What an attack minimizes in a step of the training, counted from 0, and which roles it moves."""
+        if step % 2 == 0:
+            return CandidatePerturbation(self, clean, triplets), slice(1, 3)
+        return AnchorPerturbation(self, clean, triplets, generator), slice(0, 1)
+
+    def stair(self, done: Fraction) -> float:
+        """On which stair a training is of which a share is done, as a share of the whole staircase."""
+        return int(done * self.epochs) / self.epochs
+
+    def outer(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        """The loss of what is shown, a scalar, of embeddings ``[P, D]``."""
         d_ap, d_an = self.apart(anchor, positive), self.apart(anchor, negative)
         nearer_halves = smallest_half(d_ap) - smallest_half(d_an) + MARGIN[self.distance] / 5
         return self.loss(anchor, positive, negative) + nearer_halves.relu() / 2
 
 
-class _CandidatePerturbation:
-    """Makes the batch look as if it had begun to collapse, by its positives and negatives.
-
-    Here and for the anchors, d(p, a) and d(a, n) are written as in the published code: `OFFSET` makes d(a, p) another
-    number, and decides where an image goes that is its own partner.
-    """
-
-    def __init__(self, objective: CollapseAwareTriplets, clean: Tensor, triplets: mining.Triplets) -> None:
-        self.objective, self.anchor = objective, clean[triplets.anchor]
-
-    def __call__(self, embeddings: Tensor) -> Tensor:
-        positive, negative = embeddings.chunk(2)
-        d_ap, d_an = self.objective.apart(positive, self.anchor), self.objective.apart(self.anchor, negative)
-        healthy = (-collapseness(d_ap, d_an, self.objective.sharpness)).relu()
-        return _until_enough(healthy).expand(len(embeddings))
-
-
-class _AnchorPerturbation:
-    """Drives the anchors to their nearer negatives, as long as the batch does not look collapsed."""
-
-    def __init__(
-        self, objective: CollapseAwareTriplets, clean: Tensor, triplets: mining.Triplets, generator: torch.Generator
-    ) -> None:
-        self.objective = objective
-        anchor, self.positive, negative = (clean[role] for role in triplets)
-        origin = a_hair_aside(anchor, generator) if objective.mode == "fixed" else anchor
-        self.negative_and_origin = torch.stack([negative, origin])
-
-    def __call__(self, embeddings: Tensor) -> Tensor:
-        d_ap = self.objective.apart(self.positive, embeddings)
-        d_an, shift = self.objective.apart(embeddings, self.negative_and_origin)
-        collapsed = collapseness(d_ap, d_an, self.objective.sharpness)
-        to_negatives = smallest_half(d_an) - shift.mean()
-        weight = collapsed.detach().clamp(max=0).exp()
-        return _until_enough(collapsed.relu() + weight * to_negatives.relu()).expand(len(embeddings))
-
-
 def _until_enough(loss: Tensor) -> Tensor:
     """The loss, or a constant once it is so small that the attack ends: images without a slope stay."""
-    return torch.where(loss < CollapseAwareTriplets.ENOUGH, loss.detach(), loss)
+    return torch.where(loss < ENOUGH, loss.detach(), loss)
