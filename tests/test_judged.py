@@ -153,6 +153,24 @@ def test_one_beats_another_by_more_than_the_interval_of_their_difference(write, 
     assert not b.beats(a, 8)
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ([50, 51, 52], [40, 41, 42], True),
+        ([50, 51, 52], [40, 41, 52], False),  # a mean difference of 6.7, with an interval of 14.3 to each side
+        ([50], [40], False),
+        ([50, 51, 52], [40, 41, None], False),
+    ],
+)
+def test_a_metric_is_larger_by_more_than_the_interval_of_the_difference(write, judged, ours, theirs, expected):
+    for label, values in (("a", ours), ("b", theirs)):
+        for seed, value in enumerate(values):
+            write(label, seed, metrics={"R@1": 80.0} | ({"ERS": value} if value else {}))
+    a, b = judged().values()
+    assert a.has_more(b, "ERS") == expected
+    assert not b.has_more(a, "ERS")
+
+
 def test_nobody_beats_whom_it_shares_no_seed_with(write, judged):
     write("a", 0, {8: "1111"})
     write("b", 1, {8: "0000"})

@@ -80,6 +80,17 @@ class Judged:
         over = self.left_less(other, level), self._less_by_query(other, level)
         return fmean(over[0]) > max(half_interval(values) for values in over)
 
+    def has_more(self, other: "Judged", metric: str) -> bool:
+        """Whether a metric is larger by more than chance: than half of a 95 % interval over the seeds that both have.
+
+        One seed, or a run without the metric, decides nothing.
+        """
+        mine, its = (each._of(self._shared(other)).values(metric) for each in (self, other))
+        if len(mine) != len(its):
+            return False
+        apart = [a - b for a, b in zip(mine, its, strict=True)]
+        return len(apart) > 1 and fmean(apart) > half_interval(apart)
+
     def less(self, other: "Judged") -> str:
         """In words, what it leaves less what another defense leaves, at every radius: see `left_less`.
 
