@@ -75,7 +75,16 @@ class TripletObjective(nn.Module):
 
     @torch.no_grad()
     def triplets(self, embeddings: Tensor, labels: Tensor, generator: torch.Generator) -> Triplets:
-        """One triplet per pair of an SPC-2 batch with embeddings ``[2P, D]``."""
+        """One triplet per pair of an SPC-2 batch with embeddings ``[2P, D]``.
+
+        Raises:
+            ValueError: It is none, or has one class only.
+        """
+        if not torch.equal(labels[0::2], labels[1::2]):
+            raise ValueError(
+                f"a batch of {len(labels)} images that are no pairs of one class, first and second, third and fourth: "
+                "expected one of mining.spc2_epoch"
+            )
         distances = pairwise_distance(embeddings, embeddings, self.distance)
         dim = {"dim": embeddings.shape[1]} if self.sampler is mining.distance else {}
         return self.sampler(distances, labels, self.sampling_margin, generator, self.mode, **dim)

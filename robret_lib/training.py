@@ -13,7 +13,7 @@ On several GPUs or in several processes, write a script and start it with ``torc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from itertools import count, islice
 from math import ceil
 from pathlib import Path
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from robret_lib.attacks.fields import check_count, check_number, check_share
 from robret_lib.data import Split, as_float
 from robret_lib.files import written_whole
 from robret_lib.mining import spc2_epoch
@@ -59,10 +60,11 @@ class Schedule:
     decay: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.pairs < 1 or self.lr <= 0 or self.weight_decay < 0:
-            raise ValueError(f"{self}: expected steps and pairs of at least 1, lr > 0, weight_decay >= 0")
-        if not 0 <= self.decay <= 1:
-            raise ValueError(f"decay={self.decay}: expected a share of the steps in [0, 1]")
+        check_count("steps", self.steps)
+        check_count("pairs", self.pairs)
+        check_number("lr", self.lr, above=0)
+        check_number("weight_decay", self.weight_decay, least=0)
+        check_share("decay", self.decay)
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -103,7 +105,7 @@ def train(
         ``validate_every`` steps and at the end.
 
     Raises:
-        ValueError: The checkpoint belongs to another schedule or kind of objective, or the data do not fit this one.
+        ValueError: The checkpoint belongs to another schedule or objective, or the data do not fit this one.
         FloatingPointError: The loss is NaN or infinite.
     """
     rank, world = _rank_and_world()
@@ -112,7 +114,7 @@ def train(
     step_module = _Step(model, objective).to(device)
     weights = [weight for weight in step_module.parameters() if weight.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=schedule.lr, weight_decay=schedule.weight_decay)
-    identity = asdict(schedule) | {"images": len(data), "processes": world, "objective": type(objective).__name__}
+    identity = asdict(schedule) | {"images": len(data), "processes": world, "objective": _told(objective)}
     start, loss_sum, history = _resume(checkpoint, step_module, optimizer, identity)
     replicas = DistributedDataParallel(step_module) if world > 1 else step_module
     batches = _batches(data.labels.cpu(), schedule, start, rank, world)
@@ -190,6 +192,19 @@ def _batches(labels: Tensor, schedule: Schedule, start: int, rank: int, world: i
         generator = seeded(torch.device("cpu"), schedule.seed, 0, epoch)
         batches = spc2_epoch(labels, schedule.pairs, generator, rank, world)
         yield from islice(batches, skipped if epoch == first_epoch else 0, None)
+
+
+def _told(made: object) -> str:
+    """What an objective, or what it was made with, is: its type, and of its fields what can be written down."""
+    if isinstance(made, nn.Module):
+        given = {name: value for name, value in vars(made).items() if name[0] != "_" and name != "training"}
+    elif is_dataclass(made) and not isinstance(made, type):
+        given = {field.name: getattr(made, field.name) for field in fields(made)}
+    elif isinstance(made, bool | int | float | str | None):
+        return repr(made)
+    else:
+        return getattr(made, "__name__", type(made).__name__)  # a function's, such as a sampler's
+    return f"{type(made).__name__}({', '.join(f'{name}={_told(value)}' for name, value in given.items())})"
 
 
 def _states(step_module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

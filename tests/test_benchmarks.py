@@ -2,7 +2,12 @@
 
 from pathlib import Path
 
-from tests.benchmarks import defense_cost
+import pytest
+import torch
+
+from tests.benchmarks import decoupling, defense_cost, neighborhood
+from tests.small_defenses import a_batch
+from tests.small_retrieval import seeded, small_model
 
 TABLES = Path(__file__).parent / "benchmarks"
 
@@ -12,3 +17,29 @@ def test_costs_of_defenses_are_told_as_they_are_measured_now():
     assert lines[: len(defense_cost.head())] == defense_cost.head()
     told = [line.split(" | ")[:2] for line in lines if line.startswith("| ")][2:]
     assert told == [[f"| {setting.backbone}", name] for setting in defense_cost.SETTINGS for name in setting.timed]
+
+
+@pytest.mark.parametrize("script", [decoupling, neighborhood], ids=lambda script: script.__name__.split(".")[-1])
+def test_ablations_are_told_as_they_are_measured_now(script):
+    ablations = script.ABLATIONS
+    table = TABLES / f"{script.__name__.split('.')[-1]}.md"
+    if not table.exists():
+        pytest.skip("not run")
+    lines = table.read_text().splitlines()
+    assert lines[: len(ablations.head())] == ablations.head()
+    told = [line.split(" | ")[:2] for line in lines if line.startswith("| ")][1:]
+    assert told == [[f"| {name}", str(row.steps)] for name, row in ablations.rows.items()]
+
+
+@pytest.mark.parametrize("script", [decoupling, neighborhood], ids=lambda script: script.__name__.split(".")[-1])
+def test_every_row_of_an_ablation_can_be_trained(script):
+    """Two steps before the middle and two at it, where all that grows has begun; and no two rows are the same."""
+    losses = {}
+    for name, row in script.ROWS.items():
+        objective, model, steps = row.objective(row.steps), small_model(), []
+        for done in (3 * row.steps // 8, row.steps // 2):
+            objective.progress.done.fill_(done)
+            steps += [objective(model, *a_batch(), seeded(3)) for _ in range(2)]
+        assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(sum(steps), list(model.parameters())))
+        losses[name] = *(loss.item() for loss in steps), row.decay
+    assert len(set(losses.values())) == len(losses), losses

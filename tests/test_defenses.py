@@ -90,6 +90,9 @@ def test_the_roles_that_stay_clean_do(name):
         assert not torch.equal(shown[:6], images[0::2]) and torch.equal(shown[6:12], images[1::2])
     elif name in ("ses", "neighborhood"):  # the clean batch, and then the moved one
         assert torch.equal(shown[:12], images)
+    else:  # in every role some have moved
+        nearest = (shown.flatten(1)[:, None] - images.flatten(1)).abs().amax(2).amin(1)
+        assert all((role > 0).any() for role in nearest.split(6))
 
 
 @pytest.mark.parametrize(("name", "mode"), IN_ALL_MODES)

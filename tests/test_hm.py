@@ -6,13 +6,16 @@ import torch
 from robret_lib import mining
 from robret_lib.attacks import PGD
 from robret_lib.defenses import Benign, Constant, Gradual, HardnessManipulation, MinMaxTriplets
+from robret_lib.defenses.memory import LastLoss
 from robret_lib.models import embed
 from robret_lib.objectives import MARGIN
+from robret_lib.training import Schedule, train
 from tests.small_defenses import (
     CLOSE,
     INNER,
     MODES,
     a_batch,
+    assert_resumes_bit_for_bit,
     exact_batch,
     exact_model,
     one,
@@ -22,7 +25,7 @@ from tests.small_defenses import (
     slow_hardness,
     slow_triplet_loss,
 )
-from tests.small_retrieval import seeded, small_model
+from tests.small_retrieval import seeded, small_model, some_split, trained_model
 
 DESTINATIONS = {
     "benign": Benign(),
@@ -212,3 +215,22 @@ def test_the_published_code_knows_unit_vectors_alone(distance):
 def test_a_destination_that_does_not_know_the_distance_is_refused(destination):
     with pytest.raises(ValueError, match="the distance-weighted sampler knows the unit sphere only"):
         HardnessManipulation(INNER, destination=destination, distance="E")
+
+
+def test_a_stopped_training_goes_on_with_the_loss_that_it_remembers(tmp_path):
+    """That of a trained network under a small attack is below the margin, and a high power makes much of that."""
+
+    def make():
+        return HardnessManipulation(PGD(0.002, 0.001, 2), mining.random, Gradual(20.0))
+
+    assert_resumes_bit_for_bit(make, tmp_path, make_model=trained_model)
+    trained = []
+    for forgets in (False, True):  # it would make a difference
+        defense = make()
+        trained.append(trained_model())
+        for seed in range(2):
+            train(trained[-1], some_split(80, seed=10), defense, Schedule(6, 8, seed=seed))
+            assert 0 < defense.last_loss.value < MARGIN["N"]
+            if forgets:
+                defense.last_loss = LastLoss(2.0)
+    assert not torch.equal(trained[0].backbone[0].weight, trained[1].backbone[0].weight)

@@ -80,7 +80,7 @@ def test_every_data_set_has_its_own(write, judged):
 
 
 def test_what_the_training_was_and_how_it_ended(write, judged):
-    """Networks without a defense are not watched."""
+    """Early runs without a defense were not watched."""
     for label, ends in (("a", [0.5, 0.25]), ("b", [None])):
         for seed, spread in enumerate(ends):
             history = [{"spread": 1.0}, {"step": 9} | ({} if spread is None else {"spread": spread})]
@@ -159,13 +159,14 @@ def test_one_beats_another_by_more_than_the_interval_of_their_difference(write, 
         ([50, 51, 52], [40, 41, 42], True),
         ([50, 51, 52], [40, 41, 52], False),  # a mean difference of 6.7, with an interval of 14.3 to each side
         ([50], [40], False),
-        ([50, 51, 52], [40, 41, None], False),
+        ([50, 60, 52], [40, 41, None], False),  # of the two that both have, 10 and 19
+        ([50, 51, None], [None, 41, 42], False),  # they share one
     ],
 )
 def test_a_metric_is_larger_by_more_than_the_interval_of_the_difference(write, judged, ours, theirs, expected):
     for label, values in (("a", ours), ("b", theirs)):
         for seed, value in enumerate(values):
-            write(label, seed, metrics={"R@1": 80.0} | ({"ERS": value} if value else {}))
+            write(label, seed, {8: "1111"}, {"R@1": 80.0} | ({"ERS": value} if value else {}))
     a, b = judged().values()
     assert a.has_more(b, "ERS") == expected
     assert not b.has_more(a, "ERS")

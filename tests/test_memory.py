@@ -33,8 +33,16 @@ def test_progress_is_part_of_the_state():
 
 @pytest.mark.parametrize("steps", [0, -1])
 def test_no_steps_are_refused(steps):
-    with pytest.raises(ValueError, match=f"steps={steps}: expected at least one"):
+    with pytest.raises(ValueError, match=f"steps={steps}: expected a whole number of at least 1"):
         Progress(steps)
+
+
+def test_looking_at_a_loss_changes_no_memory():
+    last, progress = LastLoss(2.0).eval(), Progress(4).eval()
+    last.note(torch.tensor(1.0))
+    assert last.value == 2.0
+    assert [progress.advance(), progress.advance()] == [0, 0]
+    assert [progress.train().advance(), progress.advance()] == [0, Fraction(1, 4)]
 
 
 def test_the_last_loss_is_part_of_the_state_and_has_no_gradient():

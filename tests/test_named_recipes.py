@@ -240,3 +240,11 @@ def test_the_origin_learns_on_crops_too(cropped):
     recipe, images = cropped
     tuned = replace(recipe, defense="fare", eps=0.1, inner_step=0.05, inner_steps=2, origin=replace(recipe, steps=2))
     assert trained(tuned, images, torch.device("cpu")).history[-1]["step"] == 4
+
+
+@pytest.mark.parametrize(("defense", "share"), [("act", 12 / 77), ("ca_tride", 20 / 77), ("neighborhood", 1 / 2)])
+def test_with_another_radius_the_steps_of_the_attack_are_the_same_share_of_it(defense, share):
+    recipe = recipes.fashion_mnist("quick", defense=defense, eps=8 / 255)
+    assert recipe.inner_step == pytest.approx(share * 8 / 255)
+    assert recipes.fashion_mnist("quick", defense=defense).inner_step == pytest.approx(share * 77 / 255)
+    assert recipes.fashion_mnist("quick", defense=defense, eps=8 / 255, inner_step=0.01).inner_step == 0.01

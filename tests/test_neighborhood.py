@@ -217,28 +217,36 @@ def test_where_it_begins_on_the_ramp_makes_a_difference():
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("name", "value", "expected"),
     [
-        {"temperature": 0.0},
-        {"temperature": -0.1},
-        {"temperature": float("nan")},
-        {"clean_weight": -0.1},
-        {"ramp": -0.1},
-        {"ramp": 1.1},
-        {"ramp": float("nan")},
+        *(
+            ("temperature", value, "a finite number above 0")
+            for value in (0.0, -0.1, float("nan"), float("inf"), "0.1")
+        ),
+        *(("clean_weight", value, "a finite number of at least 0") for value in (-0.1, float("nan"), float("inf"))),
+        *(("ramp", value, r"a share in \[0, 1\]") for value in (-0.1, 1.1, float("nan"))),
     ],
-    ids=str,
 )
-def test_impossible_numbers_are_refused(changes):
-    ((name, value),) = changes.items()
-    with pytest.raises(
-        ValueError, match=rf"{name}={value}\b.*: expected a temperature above 0, a weight of at least 0"
-    ):
-        KeptNeighborhood(INNER, STEPS, **changes)
+def test_impossible_numbers_are_refused(name, value, expected):
+    with pytest.raises(ValueError, match=f"{name}={value!r}: expected {expected}"):
+        KeptNeighborhood(INNER, STEPS, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 0, 1, 1, 2], "a batch where class 2 has one image: expected two or more"),
+        ([3, 3, 3, 3], "a batch of a single class has no negatives"),
+    ],
+)
+def test_an_image_without_company_is_refused(labels, message):
+    images = a_batch()[0][: len(labels)]
+    with pytest.raises(ValueError, match=message):
+        KeptNeighborhood(INNER, STEPS)(small_model(), images, torch.tensor(labels), seeded(3))
 
 
 def test_no_steps_are_refused():
-    with pytest.raises(ValueError, match="steps=0: expected at least one"):
+    with pytest.raises(ValueError, match="steps=0: expected a whole number of at least 1"):
         KeptNeighborhood(INNER, 0)
 
 

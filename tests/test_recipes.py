@@ -60,6 +60,7 @@ from robret_lib.recipes.recipe import READ_BY
 # networks that were hardly trained, of which one is told that they find nothing
 pytestmark = pytest.mark.filterwarnings("ignore:(different embeddings|benign recall|this training collapsed)")
 
+NAN = float("nan")
 CPU = torch.device("cpu")
 SAMPLERS = get_args(recipes.SamplerName)
 RECIPE = Recipe("c2f2_half", embedding_dim=8, steps=4, pairs=4)
@@ -386,30 +387,30 @@ def test_models_that_took_hours_keep_their_names(distance, name):
 # The code as the weights see it: where it changes them, GENERATION has to be raised, and these numbers with it
 
 WEIGHTS_OF_THE_GENERATION = {
-    (1, "E", "random"): 124.48101940232036,
-    (1, "C", "random"): 61.31304835878562,
-    (1, "N", "random"): 87.35295635535442,
-    (1, "N", "semihard"): 37.39683628857832,
-    (1, "N", "softhard"): -7.382475817467604,
-    (1, "N", "distance"): -23.790806340183494,
-    (1, "N", "hard"): -24.461219990659757,
-    (1, "N", "est"): 18.56254476534763,
-    (1, "N", "ses"): -9.75617937264769,
-    (1, "N", "rest"): -4.798468944377505,
-    (1, "N", "act"): 66.71124022522038,
-    (1, "N", "min_max"): -115.43711523255361,
-    (1, "N", "ramd"): -102.6456858297644,
-    (1, "N", "panum"): -24.43794426041218,
-    (1, "N", "hm"): -67.48403211628809,
-    (1, "N", "ca_tride"): 59.92200497858221,
-    (1, "N", "fare"): -71.05525261445328,
-    (1, "N", "neighborhood"): 39.3973053483744,
-    (1, "N", "est, reference"): 15.779952827077617,
-    (1, "N", "ses, reference"): -36.52406221099452,
-    (1, "N", "rest, reference"): 40.673802698648686,
-    (1, "N", "ramd, reference"): -103.60339589566112,
-    (1, "N", "ca_tride, reference"): 61.22959388164024,
-    (1, "N", "crops"): 86.33976229097713,
+    (2, "E", "random"): 124.48101940232036,
+    (2, "C", "random"): 61.31304835878562,
+    (2, "N", "random"): 87.35295635535442,
+    (2, "N", "semihard"): 37.39683628857832,
+    (2, "N", "softhard"): -7.382475817467604,
+    (2, "N", "distance"): -23.790806340183494,
+    (2, "N", "hard"): -24.461219990659757,
+    (2, "N", "est"): 18.56254476534763,
+    (2, "N", "ses"): -9.75617937264769,
+    (2, "N", "rest"): -4.798468944377505,
+    (2, "N", "act"): 66.71124022522038,
+    (2, "N", "min_max"): -115.43711523255361,
+    (2, "N", "ramd"): -102.6456858297644,
+    (2, "N", "panum"): 26.021322180821233,
+    (2, "N", "hm"): -67.48403211628809,
+    (2, "N", "ca_tride"): 59.92200497858221,
+    (2, "N", "fare"): -71.05525261445328,
+    (2, "N", "neighborhood"): 39.3973053483744,
+    (2, "N", "est, reference"): 15.779952827077617,
+    (2, "N", "ses, reference"): -36.52406221099452,
+    (2, "N", "rest, reference"): 40.673802698648686,
+    (2, "N", "ramd, reference"): -103.60339589566112,
+    (2, "N", "ca_tride, reference"): 61.22959388164024,
+    (2, "N", "crops"): 86.33976229097713,
 }
 
 
@@ -417,13 +418,18 @@ def trained_a_little(distance="N", sampler="random", defense=None, **changes):
     """How far four steps of a full-scale recipe move the weights along a fixed direction; the same on any machine.
 
     The original of "fare" is as untrained as the network, but another one. What "hm" makes for is beyond what an
-    untrained network has, so that there is an attack.
+    untrained network has, so that there is an attack. The embeddings of "panum" point everywhere and are attacked
+    little, so that some triplets are easy, which its loss leaves out.
     """
     changes |= {"steps": 4, "pairs": 4} | ({"inner_steps": 4} if defense else {"sampler": sampler})
     changes |= {"destination": 0.1, "invariance": 0.5} if defense == "hm" else {}
+    changes |= {"embedding_dim": 4, "sampler": "random", "eps": 1e-3, "pairs": 16} if defense == "panum" else {}
     recipe = fashion_mnist("full", distance=distance, defense=defense, **changes)
     data, model = some_data(), kept._initial_model(recipe).double()
     original = kept._initial_model(replace(recipe, seed=1)).double()
+    if defense == "panum":
+        with torch.no_grad():
+            model.backbone[-1].bias -= model.features(data.train.images.double() / 255).mean(0)
     before = torch.nn.utils.parameters_to_vector(model.parameters()).clone()
     augment = partial(kept._cropped, size=recipe.crop) if recipe.crop else None
     training.train(model, data.train, *kept._plan(recipe, original), augment=augment)
@@ -478,7 +484,7 @@ def test_an_edit_that_changes_weights_is_noticed(edit, monkeypatch):
         monkeypatch.setattr(training, "seeded", lambda device, *key: seeded(device, *key, 1))
     elif edit == "batches":
         batches = training.spc2_epoch
-        monkeypatch.setattr(training, "spc2_epoch", lambda labels, *rest: batches(labels // 2, *rest))
+        monkeypatch.setattr(training, "spc2_epoch", lambda *given: reversed(list(batches(*given))))
     elif edit == "initial weights":
         build = models.build
         monkeypatch.setattr(models, "build", lambda *given, **named: build(*given, **named).apply(shrunk))
@@ -587,7 +593,7 @@ def test_the_distance_reaches_model_and_loss(distance, trainings):
 
 def test_the_published_recipe_of_fashion_mnist():
     """RobRank: 8 passes over 60,000 pairs, 128 pairs a batch, Adam 1e-3, weight decay 1e-7, 512 dimensions."""
-    assert fashion_mnist("full") == Recipe("c2f2", 512, 8 * -(-60_000 // 128), 128, "N", "random", 1e-3, 1e-7, 0, 1)
+    assert fashion_mnist("full") == Recipe("c2f2", 512, 8 * -(-60_000 // 128), 128, "N", "random", 1e-3, 1e-7, 0, 2)
     assert fashion_mnist("quick", seed=4, distance="C") == replace(FASHION_MNIST["quick"], seed=4, distance="C")
 
 
@@ -619,8 +625,23 @@ def test_the_recipe_of_a_defense_brings_its_inner_attack():
         ({"defense": "neighborhood", "mode": "reference"}, "mode='reference' with defense='neighborhood'"),
         ({"defense": "ca_tride", "drawn_radius": True}, "drawn_radius=True with defense='ca_tride', which"),
         ({"defense": "neighborhood", "distance": "E"}, 'with distance="E": expected "N" or "C"'),
-        ({"defense": "fare", "origin": RECIPE, "steps": 0}, r"Schedule\(steps=0, .*: expected steps and pairs of at"),
-        ({"decay": 1.5}, r"decay=1.5: expected a share of the steps in \[0, 1\]"),
+        ({"defense": "fare", "origin": RECIPE, "steps": 0}, "steps=0: expected a whole number of at least 1"),
+        ({"decay": 1.5}, r"decay=1.5: expected a share in \[0, 1\]"),
+        ({"lr": NAN}, "lr=nan: expected a finite number above 0"),
+        ({"embedding_dim": 0}, "embedding_dim=0: expected a whole number of at least 1"),
+        ({"distance": "X"}, r"distance='X': expected one of \('N', 'E', 'C'\)"),
+        ({"crop": -3}, "crop=-3: expected a whole number of at least 0"),
+        ({"eps": 8}, r"eps=8: expected a share in \[0, 1\]"),
+        ({"eps": NAN}, "eps=nan: expected a share"),
+        ({"watched_eps": 8}, "watched_eps=8: expected a share"),
+        ({"inner_steps": 2.5}, "inner_steps=2.5: expected a whole number"),
+        ({"inner_step": NAN}, "inner_step=nan: expected a finite number"),
+        ({"defense": "hm", "invariance": -1}, "invariance=-1: expected a finite number of at least 0"),
+        ({"defense": "hm", "destination": NAN}, "destination=nan: expected a finite number"),
+        ({"defense": "ca_tride", "sharpness": -1}, "sharpness=-1: expected a finite number of at least 0"),
+        ({"defense": "neighborhood", "temperature": -1}, "temperature=-1: expected a finite number above 0"),
+        ({"defense": "neighborhood", "clean_weight": NAN}, "clean_weight=nan: expected a finite number"),
+        ({"defense": "neighborhood", "ramp": 2}, "ramp=2: expected a share"),
     ],
     ids=str,
 )

@@ -18,8 +18,10 @@ import torch
 from torch import nn
 
 from robret_lib import mining, training
+from robret_lib.attacks import PGD
 from robret_lib.augmentation import random_crop_and_flip
 from robret_lib.data import Split
+from robret_lib.defenses import AntiCollapseTriplets, Benign, DrawnRadius, HardnessManipulation
 from robret_lib.files import written_whole
 from robret_lib.mining import spc2_epoch
 from robret_lib.objectives import TripletObjective
@@ -55,19 +57,20 @@ class ScaledTriplets(nn.Module):
 
     After ``free_calls`` it waits for the file ``signal``: work is left, however slow those are who look at it. It
     gives up when ``parent``, if there is one, has ended. It fails after ``last`` calls.
+    None of that is a setting of the loss.
     """
 
     def __init__(self, free_calls=math.inf, signal=None, parent=None, last=math.inf):
         super().__init__()
-        self.margin, self.calls = nn.Parameter(torch.tensor(0.5)), 0
-        self.free_calls, self.signal, self.parent, self.last = free_calls, signal, parent, last
+        self.margin, self._calls = nn.Parameter(torch.tensor(0.5)), 0
+        self._free_calls, self._signal, self._parent, self._last = free_calls, signal, parent, last
 
     def forward(self, model, images, labels, generator):
-        if self.calls == self.last:
+        if self._calls == self._last:
             raise Interrupted
-        while self.calls >= self.free_calls and not self.signal.exists() and self.parent in (None, os.getppid()):
+        while self._calls >= self._free_calls and not self._signal.exists() and self._parent in (None, os.getppid()):
             time.sleep(0.01)
-        self.calls += 1
+        self._calls += 1
         e = nn.functional.normalize(model(images), dim=1)
         noise = torch.rand(len(e) // 2, generator=generator)
         negative = e[2:].roll(-1, 0)[:: len(e) - 3].mean(0)
@@ -255,7 +258,7 @@ def test_augmented_training_stopped_and_resumed_ends_the_same(stop, tmp_path):
         train(small_model(), larger_split(), ScaledTriplets(last=stop), SCHEDULE, **arguments)
     model, resumed = small_model(), ScaledTriplets()
     assert_same(train(model, larger_split(), resumed, SCHEDULE, **arguments), history)
-    assert resumed.calls == 20 - stop // 3 * 3
+    assert resumed._calls == 20 - stop // 3 * 3
     assert_same(model.state_dict(), whole.state_dict())
 
 
@@ -343,7 +346,7 @@ def test_stopped_at_any_step_and_resumed_it_ends_the_same(stop, tmp_path):
         train(small_model(), some_split(), ScaledTriplets(last=stop), *arguments)
     model, resumed = small_model(), ScaledTriplets()
     again = train(model, some_split(), resumed, *arguments)
-    assert resumed.calls == 20 - stop // 3 * 3
+    assert resumed._calls == 20 - stop // 3 * 3
     assert_same(model.state_dict(), expected.state_dict())
     assert torch.equal(resumed.margin, objective.margin)
     assert_same(again, history)
@@ -358,7 +361,7 @@ def test_a_falling_rate_stopped_and_resumed_goes_on_falling(stop, tmp_path):
         train(small_model(), some_split(), ScaledTriplets(last=stop), schedule, tmp_path / "checkpoint", 3)
     model, resumed = small_model(), ScaledTriplets()
     assert_same(train(model, some_split(), resumed, schedule, tmp_path / "checkpoint"), history)
-    assert resumed.calls == 20 - stop // 3 * 3
+    assert resumed._calls == 20 - stop // 3 * 3
     assert_same(model.state_dict(), whole.state_dict())
     assert torch.equal(resumed.margin, objective.margin)
     assert not torch.equal(trained()[0][0].weight, whole[0].weight)
@@ -368,7 +371,7 @@ def test_a_finished_training_is_not_trained_again(tmp_path):
     model, _, history = trained(checkpoint=tmp_path / "checkpoint")
     again, objective = small_model(), ScaledTriplets()
     assert_same(train(again, some_split(), objective, SCHEDULE, tmp_path / "checkpoint"), history)
-    assert objective.calls == 0
+    assert objective._calls == 0
     assert_same(again.state_dict(), model.state_dict())
 
 
@@ -379,15 +382,40 @@ def test_the_checkpoint_holds_no_code(tmp_path):
     assert state["step"] == 20 and state["identity"] == asdict(SCHEDULE) | {
         "images": len(some_split()),
         "processes": 1,
-        "objective": "ScaledTriplets",
+        "objective": "ScaledTriplets()",
     }
     assert os.listdir(tmp_path / "sub") == ["checkpoint"]
 
 
 def test_a_checkpoint_of_another_objective_is_refused_by_name(tmp_path):
     trained(checkpoint=tmp_path / "checkpoint")
-    with pytest.raises(ValueError, match=r"written with .*'ScaledTriplets'}, this training is .*'TripletObjective'}"):
+    with pytest.raises(
+        ValueError, match=r"written with .*'ScaledTriplets\(\)'}, this training is .*TripletObjective\("
+    ):
         train(small_model(), some_split(), TripletObjective(mining.random), SCHEDULE, tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (TripletObjective(mining.semihard), "sampler=semihard"),
+        (AntiCollapseTriplets(PGD(0.1, 0.02, 3), mining.random), "search=PGD.eps=0.1, step=0.02, steps=3"),
+        (AntiCollapseTriplets(DrawnRadius(PGD(0.1, 0.01, 3))), "search=DrawnRadius.search=PGD.eps=0.1"),
+        (HardnessManipulation(PGD(0.1, 0.01, 3), destination=Benign(mining.hard, 0.1)), "sampler=hard, boost=0.1"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)
+def test_a_checkpoint_of_an_objective_with_other_settings_is_refused(other, said, tmp_path):
+    """And of what it is written with nothing depends on the process, so that the next one finds the same."""
+    kinds = {
+        AntiCollapseTriplets: lambda: AntiCollapseTriplets(PGD(0.1, 0.01, 3)),
+        HardnessManipulation: lambda: HardnessManipulation(PGD(0.1, 0.01, 3), destination=Benign(mining.hard)),
+    }
+    own = kinds.get(type(other), lambda: TripletObjective(mining.random))()
+    train(small_model(), some_split(), own, replace(SCHEDULE, steps=1), tmp_path / "checkpoint")
+    assert " at 0x" not in loaded(tmp_path / "checkpoint")["identity"]["objective"]
+    with pytest.raises(ValueError, match=f"written with .*this training is .*{said}"):
+        train(small_model(), some_split(), other, replace(SCHEDULE, steps=1), tmp_path / "checkpoint")
 
 
 @pytest.mark.parametrize(
@@ -500,15 +528,24 @@ def test_a_loss_that_is_no_number_stops_the_training(value, tmp_path):
     assert loaded(tmp_path / "c")["step"] == 2
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"pairs": 0}, {"lr": 0.0}, {"lr": -1.0}, {"weight_decay": -1.0}])
-def test_an_impossible_schedule_is_refused(change):
-    with pytest.raises(ValueError, match="Schedule.*: expected steps and pairs of at least 1, lr > 0"):
-        train(small_model(), some_split(), ScaledTriplets(), replace(SCHEDULE, **change))
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("steps", 0), ("steps", 2.5), ("pairs", 0), ("lr", 0.0), ("lr", -1.0), ("lr", NAN)),
+        *(("weight_decay", -1.0), ("weight_decay", NAN)),
+    ],
+)
+def test_an_impossible_schedule_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value}: expected a (whole|finite) number (of at least|above) [01]"):
+        replace(SCHEDULE, **{name: value})
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.1, 20, float("nan"), float("inf")])
 def test_a_decay_that_is_no_share_is_refused(decay):
-    with pytest.raises(ValueError, match=rf"decay={decay}: expected a share of the steps in \[0, 1\]"):
+    with pytest.raises(ValueError, match=rf"decay={decay}: expected a share in \[0, 1\]"):
         replace(SCHEDULE, decay=decay)
 
 

@@ -1,4 +1,4 @@
-"""What the fields of attacks and searches may hold: whole numbers and finite ones."""
+"""What the fields of attacks, searches and defenses may hold: whole numbers, finite ones and shares."""
 
 import numbers
 
@@ -17,3 +17,9 @@ def check_number(name: str, number: float, least: float = -torch.inf, above: flo
     if not is_number or not (least <= number < torch.inf and above < number):  # NaN is neither
         bound = f" of at least {least}" if least > -torch.inf else f" above {above}" if above > -torch.inf else ""
         raise ValueError(f"{name}={number!r}: expected a finite number{bound}")
+
+
+def check_share(name: str, number: float) -> None:
+    """Raise a ValueError unless it is a number in [0, 1]."""
+    if not isinstance(number, numbers.Real) or isinstance(number, bool) or not 0 <= number <= 1:
+        raise ValueError(f"{name}={number!r}: expected a share in [0, 1]")

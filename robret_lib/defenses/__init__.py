@@ -2,7 +2,7 @@
 
 from robret_lib.defenses.act import AntiCollapseTriplets
 from robret_lib.defenses.ca_tride import CollapseAwareTriplets
-from robret_lib.defenses.collapse import collapsed_at, collapseness, spread
+from robret_lib.defenses.collapse import collapsed_at, collapseness, signs, spread
 from robret_lib.defenses.est import EmbeddingShiftedTriplets
 from robret_lib.defenses.fare import FixedTargets
 from robret_lib.defenses.hm import Benign, Constant, Destination, Gradual, HardnessManipulation
@@ -33,5 +33,6 @@ __all__ = [
     "ShiftedCandidateTriplets",
     "collapsed_at",
     "collapseness",
+    "signs",
     "spread",
 ]

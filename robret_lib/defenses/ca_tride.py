@@ -21,6 +21,11 @@ ENOUGH = 1e-5
 """Below this loss an attack ends."""
 
 
+def until_enough(loss: Tensor) -> Tensor:
+    """The loss, or a constant once it is so small that the attack ends: images without a slope stay."""
+    return torch.where(loss < ENOUGH, loss.detach(), loss)
+
+
 class CandidatePerturbation:
     """CAP makes the batch look as if it had begun to collapse, by its positives and negatives.
 
@@ -41,7 +46,7 @@ class CandidatePerturbation:
         positive, negative = embeddings.chunk(2)
         d_ap, d_an = self.objective.apart(positive, self.anchor), self.objective.apart(self.anchor, negative)
         healthy = (-collapseness(d_ap, d_an, self.objective.sharpness)).relu()
-        return _until_enough(healthy).expand(len(embeddings))
+        return until_enough(healthy).expand(len(embeddings))
 
 
 class AnchorPerturbation:
@@ -67,7 +72,7 @@ class AnchorPerturbation:
         collapsed = collapseness(d_ap, d_an, self.objective.sharpness)
         to_negatives = smallest_half(d_an) - shift.mean()
         weight = collapsed.detach().clamp(max=0).exp()
-        return _until_enough(collapsed.relu() + weight * to_negatives.relu()).expand(len(embeddings))
+        return until_enough(collapsed.relu() + weight * to_negatives.relu()).expand(len(embeddings))
 
 
 class CollapseAwareTriplets(AttackedTriplets):
@@ -81,15 +86,16 @@ class CollapseAwareTriplets(AttackedTriplets):
     ICML 2024.)
 
     Known from the public code alone, which does not run as it was released (github.com/michaeltian108/CA-TRIDE,
-    `defenses/pnp.py`), and not from the paper, whose full text was not at hand: the 16 steps; that their length rises
-    from 0 in the first epoch to the full one, while the radius stays; the margin of the sampler, which falls to a
-    quarter; the outer term ``[m(d_ap) - m(d_an) + 0.04]_+ / 2``; and the factor ``exp(-[-C]_+)``. The attack ends below
-    a loss of 1e-5.
+    `defenses/pnp.py`, `losses/miner.py`, `losses/triplet.py`), and not from the paper, whose full text was not at hand:
+    the 16 steps; that their length rises from 0 in the first epoch towards the full one, while the radius stays; the
+    margin of the sampler, which falls towards a quarter; the outer term ``[m(d_ap) - m(d_an) + 0.04]_+ / 2``; and the
+    factor ``exp(-[-C]_+)``. The attack ends below a loss of 1e-5.
 
     Args:
-        search: The inner attack at the end of training; published as ``PGD(8 / 255, 1 / 255, steps=16)``.
+        search: The inner attack towards which training goes; published as ``PGD(8 / 255, 1 / 255, steps=16)``.
         steps: Of the whole training.
         epochs: In how many equal stairs step length and sampling margin change; published as 75 passes over the data.
+            In the first there is no attack, in the last it has (epochs - 1) / epochs of its full step.
         sharpness: lambda of the collapseness; published as 10 for CUB, 9.5 for CARS and 2 for SOP.
         distance: As in `AttackedTriplets`.
         mode: In mode "reference" the anchor perturbation measures the way from home from home itself, where it has
@@ -97,7 +103,8 @@ class CollapseAwareTriplets(AttackedTriplets):
 
     Raises:
         TypeError: A search that is no `PGD`: the length of its steps has to rise.
-        ValueError: No steps or epochs; a sharpness below zero; a distance other than "N" in mode "reference".
+        ValueError: No steps; fewer than two epochs; a sharpness below zero; a distance other than "N" in mode
+            "reference".
     """
 
     def __init__(
@@ -111,7 +118,7 @@ class CollapseAwareTriplets(AttackedTriplets):
     ) -> None:
         if not isinstance(search, PGD):
             raise TypeError(f"CA-TRIDE with {search!r}: expected PGD(eps, step, steps), whose step can rise")
-        check_count("epochs", epochs)
+        check_count("epochs", epochs, least=2)
         check_number("sharpness", sharpness, least=0)
         super().__init__(search, mining.semihard, distance, mode)
         if mode == "reference" and distance != "N":
@@ -149,8 +156,3 @@ class CollapseAwareTriplets(AttackedTriplets):
         d_ap, d_an = self.apart(anchor, positive), self.apart(anchor, negative)
         nearer_halves = smallest_half(d_ap) - smallest_half(d_an) + MARGIN[self.distance] / 5
         return self.loss(anchor, positive, negative) + nearer_halves.relu() / 2
-
-
-def _until_enough(loss: Tensor) -> Tensor:
-    """The loss, or a constant once it is so small that the attack ends: images without a slope stay."""
-    return torch.where(loss < ENOUGH, loss.detach(), loss)

@@ -1,4 +1,7 @@
-"""What a defense remembers from step to step, as buffers: a checkpoint holds it, and processes agree on it."""
+"""What a defense remembers from step to step, as buffers: a checkpoint holds it, and processes agree on it.
+
+Nothing is remembered in evaluation mode: a loss can be looked at without changing the training.
+"""
 
 from fractions import Fraction
 
@@ -6,20 +9,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from robret_lib.attacks.fields import check_count
+
 
 class Progress(nn.Module):
     """How far a training is.
 
     Args:
         steps: Of the whole training.
+
+    Raises:
+        ValueError: No whole number of them, or none.
     """
 
     done: Tensor
 
     def __init__(self, steps: int) -> None:
         super().__init__()
-        if steps < 1:
-            raise ValueError(f"steps={steps}: expected at least one")
+        check_count("steps", steps)
         self.steps = steps
         self.register_buffer("done", torch.zeros((), dtype=torch.int64))
 
@@ -29,7 +36,7 @@ class Progress(nn.Module):
         Exactly, so that a step at which an epoch begins is not counted to the one before it.
         """
         share = min(Fraction(1), Fraction(self.done.item(), self.steps))
-        self.done += 1
+        self.done += self.training
         return share
 
 
@@ -48,6 +55,8 @@ class LastLoss(nn.Module):
 
     def note(self, loss: Tensor) -> None:
         """The loss of this step, a scalar; of several processes, their mean."""
+        if not self.training:
+            return
         mean = loss.detach().to(self.value)
         if dist.is_initialized():
             mean = mean.clone()

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from robret_lib.attacks import PGD, AutoPGD
+from robret_lib.attacks.fields import check_number, check_share
 from robret_lib.defenses.inner import check_inner
 from robret_lib.defenses.memory import Progress
 from robret_lib.defenses.radius import DrawnRadius, shrunk
@@ -51,16 +52,15 @@ class KeptNeighborhood(nn.Module):
         check_inner(self, search)
         if not isinstance(search, PGD | AutoPGD | DrawnRadius):
             raise TypeError(f"search={search!r}: expected PGD, AutoPGD or DrawnRadius, whose radius can shrink")
-        if not temperature > 0 or not clean_weight >= 0 or not 0 <= ramp <= 1:
-            raise ValueError(
-                f"temperature={temperature}, clean_weight={clean_weight}, ramp={ramp}: expected a temperature above 0, "
-                "a weight of at least 0 and a share of the training in [0, 1]"
-            )
+        check_number("temperature", temperature, above=0)
+        check_number("clean_weight", clean_weight, least=0)
+        check_share("ramp", ramp)
         self.search, self.temperature, self.clean_weight, self.ramp = search, temperature, clean_weight, ramp
         self.progress = Progress(steps)
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """Scalar loss of a batch: images ``[B, C, H, W]`` in [0, 1], labels int ``[B]``."""
+        """Scalar loss of a batch: images ``[B, C, H, W]`` in [0, 1], labels int ``[B]``, each class at least twice."""
+        _check_classes(labels)
         if distance_of(model) == "E":
             raise ValueError('a model with distance "E": expected "N" or "C", similarities are those of unit vectors')
         done = self.progress.advance()
@@ -86,3 +86,12 @@ class KeptNeighborhood(nn.Module):
         logits = (queries @ references.T / self.temperature).masked_fill(itself, -torch.inf)
         own = logits.masked_fill(labels[:, None] != labels, -torch.inf)
         return logits.logsumexp(1) - own.logsumexp(1)
+
+
+def _check_classes(labels: Tensor) -> None:
+    """Raise a ValueError unless every image has company of its own class and of another."""
+    company = (labels[:, None] == labels).sum(1)
+    if company.min() < 2:
+        raise ValueError(f"a batch where class {labels[company.argmin()].item()} has one image: expected two or more")
+    if company.max() == len(labels):
+        raise ValueError("a batch of a single class has no negatives: expected at least two classes in every batch")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from robret_lib import mining
 from robret_lib.attacks import Search
+from robret_lib.attacks.fields import check_share
 from robret_lib.defenses.inner import AttackedTriplets
 from robret_lib.mining import Mode, Sampler
 from robret_lib.models import Distance
@@ -47,8 +48,7 @@ class PanumTriplets(AttackedTriplets):
         super().__init__(search, sampler, distance, mode)
         if role not in get_args(Role):
             raise ValueError(f"role={role!r}: expected one of {get_args(Role)}")
-        if not 0 <= attack_rate <= 1:
-            raise ValueError(f"attack_rate={attack_rate}: expected a share in [0, 1]")
+        check_share("attack_rate", attack_rate)
         self.role, self.attack_rate = role, attack_rate
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:

@@ -63,10 +63,10 @@ class Trained:
 
     Args:
         model: On the device asked for, in evaluation mode.
-        history: See `training.train`; validation is Recall@1 in percent, key "recall_at_1", and
-            `defenses.collapse.signs` of the gallery; with a defense also "robust_recall_at_1", what effort "quick"
-            leaves of 200 queries at the radius that is watched. Empty for `Whitened`. Kept as it was measured: the code
-            that measures is no part of a model's name.
+        history: See `training.train`; validation is Recall@1 in percent, key "recall_at_1", and `defenses.signs` of
+            the gallery; where the recipe watches a radius also "robust_recall_at_1", what effort "quick" leaves of 200
+            queries there. Empty for `Whitened`. Kept as it was measured: the code that measures is no part of a
+            model's name.
         seconds: Wall time of the training (of its last part if it was resumed; that of the origin is not in it), also
             when it comes from the cache.
         device: What it was trained on.

@@ -5,7 +5,7 @@ from dataclasses import replace
 from robret_lib.data import RetrievalData, center_cropped, load, mixed
 from robret_lib.recipes.recipe import OF_A_MODEL, READ_BY, DefenseName, Recipe, Whitened
 
-GENERATION = 1
+GENERATION = 2
 """Raise it, and with it train all full-scale models again, where an edit of the code changes their weights."""
 
 FASHION_MNIST = {
@@ -122,14 +122,18 @@ def official(name: str, **changes: object) -> Recipe:
 def _defended(undefended: Recipe, attack: dict[str, object], changes: dict[str, object]) -> Recipe:
     """The undefended recipe with changes; with a defense among them also its sampler, attack and origin.
 
+    With another radius the steps of the attack change alike, unless they are among the changes.
+
     The mode of a defense that has but one is "fixed", whatever is asked for.
     """
     defense = changes.get("defense")
     if defense is None:
         return replace(undefended, **changes)
     given = {"sampler": SAMPLERS[defense]} if defense in SAMPLERS else {}
+    eps = changes.get("eps", attack["eps"])
+    given["inner_step"] = attack["inner_step"] * (eps / attack["eps"])  # the same share of another radius
     if defense == "neighborhood":
-        given |= KEPT_NEIGHBORHOOD | {"inner_step": changes.get("eps", attack["eps"]) / 2}
+        given |= KEPT_NEIGHBORHOOD | {"inner_step": eps / 2}
     if defense not in READ_BY["mode"]:
         changes = changes | {"mode": "fixed"}
     if defense == "fare" and "origin" not in changes:

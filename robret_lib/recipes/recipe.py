@@ -5,6 +5,7 @@ from typing import ClassVar, Literal, get_args
 
 from robret_lib import mining, models
 from robret_lib.attacks.attack import check_mode
+from robret_lib.attacks.fields import check_count, check_number, check_share
 from robret_lib.training import Schedule
 
 DefenseName = Literal["est", "ses", "rest", "act", "min_max", "ramd", "panum", "hm", "ca_tride", "fare", "neighborhood"]
@@ -26,7 +27,7 @@ class Recipe:
         drawn_radius: Whether the attack gets a radius of its own for each image, see `defenses.DrawnRadius`.
         destination: Of "hm": g_LGA is "gradual", g_2 "squared", g_1/2 "root", g_B "boosted"; a number is
             `defenses.Constant`.
-        invariance: Of "hm", see `defenses.HardnessManipulation`.
+        invariance: Of "hm", the weight of its intra-class structure (ICS), see `defenses.HardnessManipulation`.
         sharpness: Of "ca_tride", see `defenses.CollapseAwareTriplets`.
         origin: The training goes on from the model of this recipe, which is trained first; None begins anew.
         temperature, clean_weight, ramp: Of "neighborhood", see `defenses.KeptNeighborhood`.
@@ -76,13 +77,27 @@ class Recipe:
         return Schedule(self.steps, self.pairs, self.lr, self.weight_decay, self.seed, self.decay)
 
     def __post_init__(self) -> None:
-        _ = self.schedule  # which refuses impossible numbers
+        self._check_numbers()
         self._check_names()
         self._check_defense()
         self._check_origin()
 
+    def _check_numbers(self) -> None:
+        _ = self.schedule  # which checks its own
+        for name, least in (("embedding_dim", 1), ("inner_steps", 0), ("crop", 0)):
+            check_count(name, getattr(self, name), least)
+        for name in ("inner_step", "invariance", "sharpness", "clean_weight"):
+            check_number(name, getattr(self, name), least=0)
+        for name in ("eps", "watched_eps", "ramp"):
+            check_share(name, getattr(self, name))
+        check_number("temperature", self.temperature, above=0)
+        if not isinstance(self.destination, str):
+            check_number("destination", self.destination)
+
     def _check_names(self) -> None:
         check_mode(self.mode)
+        if self.distance not in get_args(models.Distance):
+            raise ValueError(f"distance={self.distance!r}: expected one of {get_args(models.Distance)}")
         if self.defense not in (None, *get_args(DefenseName)):
             raise ValueError(f"defense={self.defense!r}: expected one of {get_args(DefenseName)}, or None")
         if self.sampler not in get_args(SamplerName):

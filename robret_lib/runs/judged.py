@@ -85,9 +85,8 @@ class Judged:
 
         One seed, or a run without the metric, decides nothing.
         """
-        mine, its = (each._of(self._shared(other)).values(metric) for each in (self, other))
-        if len(mine) != len(its):
-            return False
+        both = [seed for seed in self._shared(other) if all(each._has(metric, seed) for each in (self, other))]
+        mine, its = (each._of(both).values(metric) for each in (self, other))
         apart = [a - b for a, b in zip(mine, its, strict=True)]
         return len(apart) > 1 and fmean(apart) > half_interval(apart)
 
@@ -102,6 +101,9 @@ class Judged:
         apart = (f"{with_error(self.left_less(other, at), 1, signed=True)} at {at}/255" for at in self.levels)
         paired = "query by query" if len(self._shared(other)) == 1 else "seed by seed"
         return f"{with_minus(self.label)} less {with_minus(other.label)}, {paired}: {', '.join(apart)}."
+
+    def _has(self, metric: str, seed: int) -> bool:
+        return metric in self.records[seed]["metrics"]
 
     def _shared(self, other: "Judged") -> list[int]:
         seeds = sorted(self.records.keys() & other.records.keys())

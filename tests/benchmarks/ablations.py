@@ -19,10 +19,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from robret_lib import data, models, recipes, training
+from robret_lib import attacks, data, models, recipes, scores, training
 from robret_lib.defenses.collapse import spread
 from robret_lib.files import written_whole
 from robret_lib.recipes import kept as kept_code
+from robret_lib.recipes.kept import _code
 from robret_lib.scores import robust_recall
 from tests.benchmarks.measuring import machine
 
@@ -51,14 +52,11 @@ class Ablations:
         script: The module that has them.
         recipe: Of the network and the schedule.
         rows: By name.
-        title: Of the table.
-        words: What a reader of the table has to know, in lines.
+        title: Of the table; below it stands what the script's docstring says after its first line.
     """
 
-    def __init__(
-        self, script: ModuleType, recipe: recipes.Recipe, rows: dict[str, Row], title: str, words: Sequence[str]
-    ) -> None:
-        self.script, self.recipe, self.rows, self.title, self.words = script, recipe, rows, title, words
+    def __init__(self, script: ModuleType, recipe: recipes.Recipe, rows: dict[str, Row], title: str) -> None:
+        self.script, self.recipe, self.rows, self.title = script, recipe, rows, title
 
     def head(self) -> list[str]:
         """The first lines, which no machine changes."""
@@ -69,7 +67,7 @@ class Ablations:
             "the same; gallery 2,000. Spread of the embeddings (0 for one point), R@1 of all, and robust recall (%)",
             f"of the first {N} images at effort *standard*, by radius times 255; means over {len(SEEDS)} seeds and",
             "their standard errors.",
-            *self.words,
+            *inspect.getdoc(self.script).splitlines()[2:],
         ]
 
     def table(self) -> str:
@@ -112,8 +110,13 @@ class Ablations:
     @cached_property
     def _digest(self) -> str:
         """Of all that decides a row, besides its name."""
-        own = inspect.getsource(self.script) + Path(__file__).read_text()
-        code = own + kept_code.CODE + kept_code.DEFENSE_CODE[self.recipe.defense]
+        packages = (Path(package.__file__).parent for package in (attacks, scores))
+        files = [
+            Path(self.script.__file__),
+            Path(__file__),
+            *sorted(f for folder in packages for f in folder.rglob("*.py")),
+        ]
+        code = [kept_code.CODE, kept_code.DEFENSE_CODE[self.recipe.defense], *(_code(f.read_text()) for f in files)]
         return hashlib.sha256(f"{torch.__version__} {self.recipe} {code}".encode()).hexdigest()[:12]
 
 

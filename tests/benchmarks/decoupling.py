@@ -1,4 +1,9 @@
-"""Which part of CA-TRIDE matters: `python -m tests.benchmarks.decoupling [--write]`."""
+"""Which part of CA-TRIDE matters: `python -m tests.benchmarks.decoupling [--write]`.
+
+*All three at once*: anchors, positives and negatives move together by the objective of the candidates. *Blind to
+collapse*: the attacks go on where the batch looks collapsed, those on anchors with their full weight. *No stairs*: the
+length of the inner steps and the margin of the sampler are from the first step on what they are at the end.
+"""
 
 import sys
 from collections.abc import Callable
@@ -12,7 +17,7 @@ from robret_lib import recipes
 from robret_lib.attacks import PGD
 from robret_lib.attacks.search import Loss
 from robret_lib.defenses import CollapseAwareTriplets
-from robret_lib.defenses.ca_tride import AnchorPerturbation, CandidatePerturbation
+from robret_lib.defenses.ca_tride import AnchorPerturbation, CandidatePerturbation, until_enough
 from robret_lib.defenses.collapse import collapseness, smallest_half
 from robret_lib.mining import Triplets
 from tests.benchmarks.ablations import Ablations, Row
@@ -39,7 +44,8 @@ class AllAtOnce(CollapseAwareTriplets):
         def loss(embeddings: Tensor) -> Tensor:
             anchor, positive, negative = embeddings.chunk(3)
             apart = self.apart(positive, anchor), self.apart(anchor, negative)
-            return (-collapseness(*apart, self.sharpness)).relu().expand(len(embeddings))
+            healthy = (-collapseness(*apart, self.sharpness)).relu()
+            return until_enough(healthy).expand(len(embeddings))
 
         return loss, slice(0, 3)
 
@@ -54,7 +60,7 @@ class BlindCandidates(CandidatePerturbation):
 class BlindAnchors(AnchorPerturbation):
     def __call__(self, embeddings: Tensor) -> Tensor:
         d_an, shift = self.objective.apart(embeddings, self.negative_and_origin)
-        return (smallest_half(d_an) - shift.mean()).expand(len(embeddings))
+        return (smallest_half(d_an) - shift.mean()).relu().expand(len(embeddings))
 
 
 class Blind(CollapseAwareTriplets):
@@ -100,11 +106,7 @@ ROWS = {  # a step that moves candidates costs 1.7 times one that moves anchors,
     "sharpness 2": Row(of(CollapseAwareTriplets, 2.0), STEPS),
     "sharpness 50": Row(of(CollapseAwareTriplets, 50.0), STEPS),
 }
-WORDS = [
-    "*Blind to collapse*: the attacks go on where the batch looks collapsed. *No stairs*: the length of the inner",
-    "steps and the sampler's margin are from the first step on what they are at the end.",
-]
-ABLATIONS = Ablations(sys.modules[__name__], RECIPE, ROWS, "What CA-TRIDE is made of", WORDS)
+ABLATIONS = Ablations(sys.modules[__name__], RECIPE, ROWS, "What CA-TRIDE is made of")
 
 if __name__ == "__main__":
     write_or_print(ABLATIONS.table, __file__, "which part of CA-TRIDE matters")

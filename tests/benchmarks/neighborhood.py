@@ -1,4 +1,8 @@
-"""Which part of the kept neighborhood matters: `python -m tests.benchmarks.neighborhood [--write]`."""
+"""Which part of the kept neighborhood matters: `python -m tests.benchmarks.neighborhood [--write]`.
+
+A row changes what its name says; that of the soft margin has a temperature of its own, 0.02, and a
+margin of 0.2.
+"""
 
 import sys
 from collections.abc import Callable
@@ -72,11 +76,7 @@ ROWS = {
     "soft margin for NCA": Row(changed(kind=SoftMargin, temperature=0.02), STEPS),
     "falling learning rate": Row(changed(), STEPS, decay=0.5),
 }
-WORDS = [
-    "A row changes what its name says; that of the soft margin has a temperature of its own, 0.02, and a",
-    "margin of 0.2.",
-]
-ABLATIONS = Ablations(sys.modules[__name__], RECIPE, ROWS, "What the kept neighborhood is made of", WORDS)
+ABLATIONS = Ablations(sys.modules[__name__], RECIPE, ROWS, "What the kept neighborhood is made of")
 
 if __name__ == "__main__":
     write_or_print(ABLATIONS.table, __file__, "which part of the kept neighborhood matters")
