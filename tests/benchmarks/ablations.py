@@ -24,6 +24,7 @@ from robret_lib.defenses.collapse import spread
 from robret_lib.files import written_whole
 from robret_lib.recipes import kept as kept_code
 from robret_lib.recipes.kept import _code
+from robret_lib.runs import half_interval
 from robret_lib.scores import robust_recall
 from tests.benchmarks.measuring import machine
 
@@ -66,7 +67,8 @@ class Ablations:
             f"Fashion-MNIST at quick scale, {self.recipe.steps} steps of {self.recipe.pairs} pairs, or as many as cost",
             "the same; gallery 2,000. Spread of the embeddings (0 for one point), R@1 of all, and robust recall (%)",
             f"of the first {N} images at effort *standard*, by radius times 255; means over {len(SEEDS)} seeds and",
-            "their standard errors.",
+            "their standard errors, in bold where the difference to the first row is larger than half of its 95 %",
+            "interval, paired over seeds.",
             *inspect.getdoc(self.script).splitlines()[2:],
         ]
 
@@ -76,9 +78,10 @@ class Ablations:
             found = {(name, seed): self.judged(name, seed, bar) for seed in SEEDS for name in self.rows}
         columns = ("spread", "R@1", *LEVELS)
         lines = [f"| row | steps | {' | '.join(map(str, columns))} |", "| :--- |" + " ---: |" * (1 + len(columns))]
+        values = {name: list(zip(*(found[name, seed] for seed in SEEDS), strict=True)) for name in self.rows}
+        first, digits = next(iter(values.values())), (2, 1, *(1 for _ in LEVELS))
         for name, row in self.rows.items():
-            by_column = zip(*(found[name, seed] for seed in SEEDS), strict=True)
-            cells = [_told(values, 2 if at == 0 else 1) for at, values in enumerate(by_column)]
+            cells = map(_told, values[name], first, digits)
             lines.append(f"| {name} | {row.steps} | {' | '.join(cells)} |")
         made = f"{machine()}, on {DEVICE}. Made by `python -m {self.script.__spec__.name} --write`."
         return "\n".join([*self.head(), "", *lines, "", made]) + "\n"
@@ -120,5 +123,8 @@ class Ablations:
         return hashlib.sha256(f"{torch.__version__} {self.recipe} {code}".encode()).hexdigest()[:12]
 
 
-def _told(values: Sequence[float], digits: int) -> str:
-    return f"{fmean(values):.{digits}f} ± {stdev(values) / len(values) ** 0.5:.{digits}f}"
+def _told(values: Sequence[float], of_the_first: Sequence[float], digits: int) -> str:
+    """Mean and standard error, in bold where the difference to the first row is decided."""
+    told = f"{fmean(values):.{digits}f} ± {stdev(values) / len(values) ** 0.5:.{digits}f}"
+    apart = [one - other for one, other in zip(values, of_the_first, strict=True)]
+    return f"**{told}**" if abs(fmean(apart)) > half_interval(apart) else told
