@@ -45,12 +45,13 @@ def photographs(tmp_path):
 def test_a_defense_is_judged_from_training_to_result_file(photographs, tmp_path, n, mode):
     """Also with one query, where nothing has a spread."""
     shared = {"dataset": photographs, "defense": "hm", "invariance": 0.5, "label": "HM", "steps": 1, "inner_steps": 1}
-    done = papermill(tmp_path, **shared, n_queries=n, effort="quick", mode=mode)
+    done = papermill(tmp_path, **shared, n_queries=n, effort="quick", mode=mode, ranks=n == 2)
     assert done.returncode == 0, done.stderr[-3000:]
     (file,) = (tmp_path / "results").glob("judge_defense-quick-s0-*.json")
     record = json.loads(file.read_text())
     assert {"R@1", "R@2", "CA+", "GTT", "ERS"} <= record["metrics"].keys()
     assert ("robust recall at 8/255" in record["metrics"]) == (mode == "fixed") and record["mode"] == mode
+    assert all((f"{name} at 7/255" in record["metrics"]) == (n == 2) for name in ("CA+", "CA-", "QA+", "SPQA-"))
     assert record["details"]["recipe"]["invariance"] == 0.5 and record["details"]["recipe"]["steps"] == 1
     standing = record["details"]["standing"]
     assert list(standing) == (["0", "1", "2", "4", "8"] if mode == "fixed" else [])
