@@ -66,7 +66,8 @@ OFFICIAL_ATTACK = {"eps": 8 / 255, "inner_step": 1 / 255, "inner_steps": 32}
 """Of the defenses of color photographs (RobRank `rres18p`; the paper of HM has 8 steps by default)."""
 
 OFFICIAL_PANUM = {"eps": 0.01, "inner_step": 0.004, "inner_steps": 5}
-"""Of Panum's for them (the public code of that work)."""
+"""Of Panum's for them (the public code of that work, whose network is a ResNet-50 of 128 dimensions without
+normalization of pixels; here it is that of the others)."""
 
 TUNED = Recipe(
     "efficientnet_lite0",
