@@ -87,6 +87,7 @@ def test_what_the_training_was_and_how_it_ended(write, judged):
             write(label, seed, details={"recipe": {"steps": 9}, "history": history})
     a, b = judged().values()
     assert (a.steps, a.last("spread"), b.last("spread")) == (9, [0.5, 0.25], [])
+    assert [[entry.get("spread") for entry in history] for history in a.histories] == [[1.0, 0.5], [1.0, 0.25]]
 
 
 def test_levels_are_numbers_in_their_order(write, judged):

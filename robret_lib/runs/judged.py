@@ -32,8 +32,12 @@ class Judged:
 
     def last(self, sign: str) -> list[float]:
         """What the history of each seed's training says at its end, such as "spread"; of those that have it."""
-        ends = (self.records[seed]["details"]["history"][-1] for seed in sorted(self.records))
-        return [end[sign] for end in ends if sign in end]
+        return [history[-1][sign] for history in self.histories if sign in history[-1]]
+
+    @property
+    def histories(self) -> list[list[dict[str, float]]]:
+        """Of each seed's training, in the order of the seeds."""
+        return [self.records[seed]["details"]["history"] for seed in sorted(self.records)]
 
     @property
     def steps(self) -> int:
