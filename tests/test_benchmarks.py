@@ -11,6 +11,8 @@ from tests.small_retrieval import seeded, small_model
 
 TABLES = Path(__file__).parent / "benchmarks"
 
+of_every_script = pytest.mark.parametrize("script", [decoupling, neighborhood], ids=["decoupling", "neighborhood"])
+
 
 def test_costs_of_defenses_are_told_as_they_are_measured_now():
     lines = (TABLES / "defense_cost.md").read_text().splitlines()
@@ -19,10 +21,10 @@ def test_costs_of_defenses_are_told_as_they_are_measured_now():
     assert told == [[f"| {setting.backbone}", name] for setting in defense_cost.SETTINGS for name in setting.timed]
 
 
-@pytest.mark.parametrize("script", [decoupling, neighborhood], ids=lambda script: script.__name__.split(".")[-1])
+@of_every_script
 def test_ablations_are_told_as_they_are_measured_now(script):
     ablations = script.ABLATIONS
-    table = TABLES / f"{script.__name__.split('.')[-1]}.md"
+    table = Path(script.__file__).with_suffix(".md")
     if not table.exists():
         pytest.skip("not run")
     lines = table.read_text().splitlines()
@@ -31,7 +33,7 @@ def test_ablations_are_told_as_they_are_measured_now(script):
     assert told == [[f"| {name}", str(row.steps)] for name, row in ablations.rows.items()]
 
 
-@pytest.mark.parametrize("script", [decoupling, neighborhood], ids=lambda script: script.__name__.split(".")[-1])
+@of_every_script
 def test_every_row_of_an_ablation_can_be_trained(script):
     """Two steps before the middle and two at it, where all that grows has begun; and no two rows are the same."""
     losses = {}
