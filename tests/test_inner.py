@@ -88,6 +88,16 @@ def test_four_published_defenses_give_the_sampler_the_margin_of_raw_embeddings_f
     assert given == [1.0 if forgotten else MARGIN[distance]]
 
 
+@pytest.mark.parametrize("name", ["act", "min_max"])
+@pytest.mark.parametrize(("sampler", "clean_passes"), [(mining.random, 0), (mining.semihard, 1)])
+def test_random_triplets_cost_no_pass_of_the_clean_batch(name, sampler, clean_passes):
+    """The inner attack and the loss have their passes, and nobody looks at clean embeddings."""
+    passes, model = [], small_model()
+    model.register_forward_hook(lambda *_: passes.append(1))
+    BY_TRIPLETS[name](INNER, sampler)(model, *a_batch(), seeded(3))
+    assert len(passes) == INNER.steps + 1 + clean_passes
+
+
 @pytest.mark.parametrize("name", BY_TRIPLETS)
 def test_an_anchor_is_its_own_positive_in_the_published_sampler_alone(name):
     images, labels = a_batch()

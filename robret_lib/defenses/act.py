@@ -20,7 +20,7 @@ class AntiCollapseTriplets(AttackedTriplets):
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Scalar loss of an SPC-2 batch: images ``[2P, C, H, W]`` in [0, 1], labels int ``[2P]``."""
-        _, (anchor, positive, negative) = self.clean_triplets(model, images, labels, generator)
+        anchor, positive, negative = self.triplets_to_attack(model, images, labels, generator)
         moved = self.search(model, images[torch.cat([positive, negative])], self._collapse, generator)
         return self.loss(*model(torch.cat([images[anchor], moved])).chunk(3))
 

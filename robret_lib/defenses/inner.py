@@ -49,6 +49,15 @@ class AttackedTriplets(TripletObjective):
         clean = embed(model, images)
         return clean, self.triplets(clean, labels, generator)
 
+    def triplets_to_attack(
+        self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> mining.Triplets:
+        """The triplets of `clean_triplets` alone: what looks at no distance needs no pass of the network."""
+        if self.sampler is not mining.random:
+            return self.clean_triplets(model, images, labels, generator)[1]
+        self.check(model)
+        return self.triplets(images.new_zeros(len(images), 1), labels, generator)
+
     def apart(self, one: Tensor, other: Tensor) -> Tensor:
         """Distances ``[*]`` of broadcastable embeddings ``[*, D]`` as the triplet loss takes them."""
         return row_distance(one, other, self.distance, OFFSET)

@@ -16,7 +16,7 @@ class MinMaxTriplets(AttackedTriplets):
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Scalar loss of an SPC-2 batch: images ``[2P, C, H, W]`` in [0, 1], labels int ``[2P]``."""
-        _, triplets = self.clean_triplets(model, images, labels, generator)
+        triplets = self.triplets_to_attack(model, images, labels, generator)
         moved = self.search(model, images[torch.cat(triplets)], self._hard, generator)
         return self.loss(*model(moved).chunk(3))
 

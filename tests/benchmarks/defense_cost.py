@@ -165,11 +165,12 @@ class Setting(NamedTuple):
     timed: tuple[str, ...] = tuple(DEFENSES)
 
 
+COMPARED = ("ACT", "HM with ICS", "CA-TRIDE", "kept neighborhood")
+
 SETTINGS = (
     Setting("c2f2_half", (1, 28, 28), 64, repeats=9),
-    Setting(
-        "efficientnet_lite0", (3, 64, 64), 32, repeats=5, timed=("ACT", "HM with ICS", "CA-TRIDE", "kept neighborhood")
-    ),
+    Setting("c2f2", (1, 28, 28), 128, repeats=5, timed=COMPARED),
+    Setting("efficientnet_lite0", (3, 64, 64), 32, repeats=5, timed=COMPARED),
 )
 
 
