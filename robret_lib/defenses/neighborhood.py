@@ -12,18 +12,20 @@ from robret_lib.models import distance_of
 
 
 class KeptNeighborhood(nn.Module):
-    """Adversarial training on neighborhood components (NCA): attacked images among the clean ones of the batch.
+    """Adversarial training on neighborhood components (NCA) with a margin: attacked images among the clean ones.
 
-    The probability that an image finds its class is a softmax over its similarities to all others, summed over those
-    of its class; the loss is minus its logarithm. An inner attack makes it large for each image, against the clean
-    embeddings as fixed points, so that no image depends on what happens to another. The outer loss is that of the
-    attacked images, with a gradient through both sides, plus ``clean_weight`` times that of the clean ones. The radius
-    rises from zero to its full size over the first part of the training; with `radius.DrawnRadius`, as the book judges
-    it, every image has a radius of its own. What each part is worth: tests/benchmarks/neighborhood.py.
+    The probability that an image finds its class is a softmax over minus its distances to all others, summed over those
+    of its class; those of other classes count as nearer by the margin. The loss is minus its logarithm: a soft margin
+    between the nearest of the own class and the nearest of another. An inner attack makes it large for each image,
+    against the clean embeddings as fixed points, so that no image depends on what happens to another. The outer loss is
+    that of the attacked images, with a gradient through both sides, plus ``clean_weight`` times that of the clean ones.
+    The radius rises from zero to its full size over the first part of the training; with `radius.DrawnRadius`, as the
+    book judges it, every image has a radius of its own. What each part is worth: tests/benchmarks/neighborhood.py.
 
     Known before: neighborhood components (Goldberger et al. 2005), with a temperature and unit vectors (Wu et al.
-    2018), min-max training (Madry et al. 2018), a radius drawn for each image (Kurakin et al. 2017) and one that rises
-    (Cai et al. 2018). No exhaustive search says that nobody has joined them before.
+    2018), a margin between nearest neighbors (Weinberger and Saul 2009) and in a softmax (Wang et al. 2018), min-max
+    training (Madry et al. 2018), a radius drawn for each image (Kurakin et al. 2017) and one that rises (Cai et al.
+    2018). No exhaustive search says that nobody has joined them before.
 
     An image that is drawn twice in a batch has its own copy for a neighbor, which is no lesson in classes; batches of
     `mining.spc2_epoch` have such pairs where a class has few images.
@@ -31,7 +33,8 @@ class KeptNeighborhood(nn.Module):
     Args:
         search: The inner attack at full size; as judged, ``DrawnRadius(PGD(eps, eps / 2, 3, random_start=True))``.
         steps: Of the whole training.
-        temperature: Of the softmax over cosine similarities.
+        temperature: Of the softmax, in units of distance.
+        margin: By how much other classes count as nearer than they are; 0 is plain NCA.
         clean_weight: Of the clean loss.
         ramp: Over which share of the training the radius rises; 0 begins at full size.
 
@@ -44,7 +47,8 @@ class KeptNeighborhood(nn.Module):
         self,
         search: PGD | AutoPGD | DrawnRadius,
         steps: int,
-        temperature: float = 0.1,
+        temperature: float = 0.05,
+        margin: float = 0.2,
         clean_weight: float = 0.5,
         ramp: float = 0.5,
     ) -> None:
@@ -53,16 +57,18 @@ class KeptNeighborhood(nn.Module):
         if not isinstance(search, PGD | AutoPGD | DrawnRadius):
             raise TypeError(f"search={search!r}: expected PGD, AutoPGD or DrawnRadius, whose radius can shrink")
         check_number("temperature", temperature, above=0)
+        check_number("margin", margin, least=0)
         check_number("clean_weight", clean_weight, least=0)
         check_share("ramp", ramp)
-        self.search, self.temperature, self.clean_weight, self.ramp = search, temperature, clean_weight, ramp
+        self.search, self.temperature, self.margin = search, temperature, margin
+        self.clean_weight, self.ramp = clean_weight, ramp
         self.progress = Progress(steps)
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Scalar loss of a batch: images ``[B, C, H, W]`` in [0, 1], labels int ``[B]``, each class at least twice."""
         _check_classes(labels)
         if distance_of(model) == "E":
-            raise ValueError('a model with distance "E": expected "N" or "C", similarities are those of unit vectors')
+            raise ValueError('a model with distance "E": expected "N" or "C", the margin is one of unit vectors')
         done = self.progress.advance()
         search = shrunk(self.search, min(1.0, done / self.ramp)) if self.ramp else self.search
         clean = model(images)
@@ -83,9 +89,10 @@ class KeptNeighborhood(nn.Module):
             labels: int ``[B]``; each class at least twice.
         """
         itself = torch.eye(len(queries), dtype=torch.bool, device=queries.device)
-        logits = (queries @ references.T / self.temperature).masked_fill(itself, -torch.inf)
-        own = logits.masked_fill(labels[:, None] != labels, -torch.inf)
-        return logits.logsumexp(1) - own.logsumexp(1)
+        other = labels[:, None] != labels
+        distances = (2 - 2 * queries @ references.T).clamp(min=1e-12).sqrt()  # the slope of the root at 0 is infinite
+        logits = ((self.margin * other - distances) / self.temperature).masked_fill(itself, -torch.inf)
+        return logits.logsumexp(1) - logits.masked_fill(other, -torch.inf).logsumexp(1)
 
 
 def _check_classes(labels: Tensor) -> None:

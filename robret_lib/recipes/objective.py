@@ -50,5 +50,7 @@ def of_defense(recipe: Recipe, original: nn.Module | None = None) -> nn.Module:
     if name == "fare":
         return defenses.FixedTargets(search, original)
     if name == "neighborhood":
-        return defenses.KeptNeighborhood(search, recipe.steps, recipe.temperature, recipe.clean_weight, recipe.ramp)
+        return defenses.KeptNeighborhood(
+            search, recipe.steps, recipe.temperature, clean_weight=recipe.clean_weight, ramp=recipe.ramp
+        )
     return OF_TRIPLETS[name](search, sampler, distance, mode)

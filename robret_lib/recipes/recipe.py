@@ -63,7 +63,7 @@ class Recipe:
     sharpness: float = 10.0
     origin: "Recipe | None" = None
     watched_eps: float = 0.0
-    temperature: float = 0.1
+    temperature: float = 0.05
     clean_weight: float = 0.5
     ramp: float = 0.5
     decay: float = 0.0
@@ -181,7 +181,7 @@ ADDED_LATER: dict[str, object] = {
     "sharpness": 10.0,
     "origin": None,
     "watched_eps": 0.0,
-    "temperature": 0.1,
+    "temperature": 0.05,
     "clean_weight": 0.5,
     "ramp": 0.5,
     "decay": 0.0,
