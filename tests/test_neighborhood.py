@@ -1,6 +1,6 @@
 """The kept neighborhood: loss and gradient against a slow double loop, an attack on each image alone, and its ramp."""
 
-from math import exp, log
+from math import exp, log, sqrt
 
 import pytest
 import torch
@@ -30,20 +30,20 @@ def at_full_size(search=INNER, **changes):
     return at_step(KeptNeighborhood(search, STEPS, **changes), STEPS // 2)
 
 
-def slow_loss(position, query, references, labels, temperature):
+def slow_loss(position, query, references, labels, temperature, margin=0.2):
     """Of one image, from probabilities."""
     own = other = 0
     for j, reference in enumerate(references):
-        likeness = torch.exp((query * reference).sum() / temperature)
+        apart = (query - reference).square().sum().sqrt()
         if j != position and labels[j] == labels[position]:
-            own = own + likeness
+            own = own + torch.exp(-apart / temperature)
         elif j != position:
-            other = other + likeness
+            other = other + torch.exp((margin - apart) / temperature)
     return -torch.log(own / (own + other))
 
 
-def slow_losses(queries, references, labels, temperature):
-    return [slow_loss(k, query, references, labels, temperature) for k, query in enumerate(queries)]
+def slow_losses(queries, references, labels, temperature, margin=0.2):
+    return [slow_loss(k, query, references, labels, temperature, margin) for k, query in enumerate(queries)]
 
 
 def mean(values):
@@ -53,30 +53,53 @@ def mean(values):
 # The loss
 
 
+@pytest.mark.parametrize("margin", [0.0, 0.3])
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
-def test_the_losses_are_the_slow_ones(temperature):
+def test_the_losses_are_the_slow_ones(temperature, margin):
     """Classes of two, three and four; the queries are other vectors than the references."""
     labels = torch.tensor([0, 1, 2, 1, 0, 2, 1, 2, 2])
     queries, references = (normalize(torch.randn(9, 4, generator=seeded(k)).double(), dim=1) for k in (1, 2))
-    found = KeptNeighborhood(INNER, STEPS, temperature).losses(queries, references, labels)
-    torch.testing.assert_close(found, torch.stack(slow_losses(queries, references, labels, temperature)))
+    found = KeptNeighborhood(INNER, STEPS, temperature, margin).losses(queries, references, labels)
+    torch.testing.assert_close(found, torch.stack(slow_losses(queries, references, labels, temperature, margin)))
 
 
 def test_losses_have_closed_forms():
-    """Two classes of two images, at right angles; and all images in one point, where chance decides."""
-    labels, defense = torch.tensor([0, 1, 0, 1]), KeptNeighborhood(INNER, STEPS, temperature=0.5)
+    """Two classes of two images, at right angles; and all images in one point, where chance and the margin decide."""
+    labels, defense = torch.tensor([0, 1, 0, 1]), KeptNeighborhood(INNER, STEPS, temperature=0.5, margin=0.25)
     apart = torch.eye(4).double()[labels]
-    expected = -log(exp(2) / (exp(2) + 2))
-    torch.testing.assert_close(defense.losses(apart, apart, labels), torch.full((4,), expected).double())
+    expected = log(1 + 2 * exp((0.25 - sqrt(2)) / 0.5))
+    found = defense.losses(apart, apart, labels)
+    torch.testing.assert_close(found, torch.full((4,), expected).double(), rtol=1e-5, atol=0)
     collapsed = torch.eye(4).double()[[0, 0, 0, 0]]
-    torch.testing.assert_close(defense.losses(collapsed, collapsed, labels), torch.full((4,), log(3)).double())
+    expected = torch.full((4,), log(1 + 2 * exp(0.5))).double()
+    torch.testing.assert_close(defense.losses(collapsed, collapsed, labels), expected)
+
+
+def test_the_margin_is_that_of_a_triplet_loss_where_the_temperature_is_low():
+    """T times the loss tends to [d(nearest of the own class) - d(nearest of another) + margin]_+."""
+    labels = torch.tensor([0, 1, 2, 1, 0, 2, 1, 2, 2])
+    vectors = normalize(torch.randn(9, 4, generator=seeded()).double(), dim=1)
+    apart = torch.cdist(vectors, vectors).fill_diagonal_(torch.inf)
+    same = labels[:, None] == labels
+    nearest_own, nearest_other = (apart.masked_fill(~chosen, torch.inf).amin(1) for chosen in (same, ~same))
+    hinge = (nearest_own - nearest_other + 0.1).relu()
+    assert 0 < (hinge == 0).sum() < 9
+    found = 1e-4 * KeptNeighborhood(INNER, STEPS, temperature=1e-4, margin=0.1).losses(vectors, vectors, labels)
+    torch.testing.assert_close(found, hinge, rtol=0, atol=1e-3)
+
+
+def test_images_in_one_point_have_a_loss_without_a_slope():
+    """And no NaN: the root has none at 0."""
+    labels, point = torch.tensor([0, 1, 0, 1]), torch.eye(4)[[0, 0, 0, 0]].requires_grad_()
+    losses = KeptNeighborhood(INNER, STEPS).losses(point, point, labels)
+    assert torch.autograd.grad(losses.sum(), point)[0].abs().max() == 0
 
 
 def test_losses_are_finite_at_a_temperature_whose_exponentials_are_not():
     labels = torch.tensor([0, 0, 1, 1])
     vectors = torch.eye(4)[[0, 1, 0, 1]]  # each is at its other class
-    losses = KeptNeighborhood(INNER, STEPS, temperature=1e-3).losses(vectors, vectors, labels)
-    torch.testing.assert_close(losses, torch.full((4,), 1000.0))
+    losses = KeptNeighborhood(INNER, STEPS, temperature=1e-3, margin=0).losses(vectors, vectors, labels)
+    torch.testing.assert_close(losses, torch.full((4,), 1000 * sqrt(2)))
 
 
 @pytest.mark.parametrize("distance", UNIT_VECTORS)
@@ -127,7 +150,7 @@ def test_the_weight_is_that_of_the_clean_loss(weight):
     """In the first step there is no other."""
     images, labels = exact_batch()
     model = exact_model()
-    clean = mean(slow_losses(model(images), model(images), labels, 0.1))
+    clean = mean(slow_losses(model(images), model(images), labels, 0.05))
     first = KeptNeighborhood(INNER, STEPS, clean_weight=weight)(model, images, labels, seeded(3))
     torch.testing.assert_close(first, (1 + weight) * clean)
     without, with_it = (at_full_size(clean_weight=w)(model, images, labels, seeded(3)) for w in (0.0, weight))
@@ -223,7 +246,11 @@ def test_where_it_begins_on_the_ramp_makes_a_difference():
             ("temperature", value, "a finite number above 0")
             for value in (0.0, -0.1, float("nan"), float("inf"), "0.1")
         ),
-        *(("clean_weight", value, "a finite number of at least 0") for value in (-0.1, float("nan"), float("inf"))),
+        *(
+            (name, value, "a finite number of at least 0")
+            for name in ("margin", "clean_weight")
+            for value in (-0.1, float("nan"), float("inf"))
+        ),
         *(("ramp", value, r"a share in \[0, 1\]") for value in (-0.1, 1.1, float("nan"))),
     ],
 )
@@ -251,7 +278,7 @@ def test_no_steps_are_refused():
 
 
 def test_vectors_of_any_length_are_refused():
-    message = 'a model with distance "E": expected "N" or "C", similarities are those of unit vectors'
+    message = 'a model with distance "E": expected "N" or "C", the margin is one of unit vectors'
     with pytest.raises(ValueError, match=message):
         KeptNeighborhood(INNER, STEPS)(small_model("E"), *a_batch(), seeded(3))
 

@@ -1,7 +1,7 @@
 """Which part of the kept neighborhood matters: `python -m tests.benchmarks.neighborhood [--write]`.
 
-A row changes what its name says; that of the soft margin has a temperature of its own, 0.02, and a
-margin of 0.2.
+A row changes what its name says. *Similarities* stand in the place of minus the distances, with a temperature of their
+own, 0.1; *NCA* is the loss as it is known, of similarities and without a margin.
 """
 
 import sys
@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from robret_lib import recipes
 from robret_lib.attacks import PGD, AutoPGD
@@ -23,24 +22,15 @@ SEARCH = PGD(RECIPE.eps, RECIPE.inner_step, RECIPE.inner_steps, random_start=Tru
 DRAWN = DrawnRadius(SEARCH)
 
 
-class SoftMargin(KeptNeighborhood):
-    """The soft margin of two distances in place of neighborhood components: nearest own less nearest other.
-
-    Cut off where a triplet loss is, by a softplus, so that the attack has a slope where all is well.
-    """
-
-    MARGIN = 0.2
+class Similarities(KeptNeighborhood):
+    """Of cosines, as in neighborhood components of unit vectors (Wu et al. 2018), in place of distances."""
 
     def losses(self, queries: Tensor, references: Tensor, labels: Tensor) -> Tensor:
-        distances = torch.cdist(queries, references, compute_mode="donot_use_mm_for_euclid_dist")
         itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-        same = (labels[:, None] == labels) & ~itself
         other = labels[:, None] != labels
-        nearest_own, nearest_other = (
-            -self.temperature * (-distances / self.temperature).masked_fill(~chosen, -torch.inf).logsumexp(1)
-            for chosen in (same, other)
-        )
-        return softplus(nearest_own - nearest_other + self.MARGIN, beta=20)
+        similarities = queries @ references.T + self.margin * other
+        logits = (similarities / self.temperature).masked_fill(itself, -torch.inf)
+        return logits.logsumexp(1) - logits.masked_fill(other, -torch.inf).logsumexp(1)
 
 
 def changed(
@@ -69,11 +59,15 @@ ROWS = {
     "neither ramp nor drawn radius nor clean term": Row(changed(SEARCH, ramp=0.0, clean_weight=0.0), STEPS),
     "no random start": Row(changed(DrawnRadius(replace(SEARCH, random_start=False))), STEPS),
     "one inner step": Row(changed(drawn(1.0, 1)), 1170),
+    "two inner steps of three quarters of the radius": Row(changed(drawn(0.75, 2)), 915),
     "seven inner steps of a quarter of the radius": Row(changed(drawn(0.25, 7)), 430),
-    "temperature 0.05": Row(changed(temperature=0.05), STEPS),
-    "temperature 0.2": Row(changed(temperature=0.2), STEPS),
+    "no margin": Row(changed(margin=0.0), STEPS),
+    "margin 0.4": Row(changed(margin=0.4), STEPS),
+    "similarities": Row(changed(kind=Similarities, temperature=0.1), STEPS),
+    "NCA": Row(changed(kind=Similarities, temperature=0.1, margin=0.0), STEPS),
+    "temperature 0.025": Row(changed(temperature=0.025), STEPS),
+    "temperature 0.1": Row(changed(temperature=0.1), STEPS),
     "AutoPGD inside": Row(changed(DrawnRadius(AUTO)), 705),  # a search of it has a forward pass more
-    "soft margin for NCA": Row(changed(kind=SoftMargin, temperature=0.02), STEPS),
     "falling learning rate": Row(changed(), STEPS, decay=0.5),
 }
 ABLATIONS = Ablations(sys.modules[__name__], RECIPE, ROWS, "What the kept neighborhood is made of")
