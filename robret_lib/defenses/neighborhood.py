@@ -31,7 +31,7 @@ class KeptNeighborhood(nn.Module):
     `mining.spc2_epoch` have such pairs where a class has few images.
 
     Args:
-        search: The inner attack at full size; as judged, ``DrawnRadius(PGD(eps, eps / 2, 3, random_start=True))``.
+        search: The inner attack at full size; as judged, ``DrawnRadius(PGD(eps, eps / 4, 7, random_start=True))``.
         steps: Of the whole training.
         temperature: Of the softmax, in units of distance.
         margin: By how much other classes count as nearer than they are; 0 is plain NCA.
