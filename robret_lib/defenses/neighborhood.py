@@ -90,9 +90,13 @@ class KeptNeighborhood(nn.Module):
         """
         itself = torch.eye(len(queries), dtype=torch.bool, device=queries.device)
         other = labels[:, None] != labels
-        distances = (2 - 2 * queries @ references.T).clamp(min=1e-12).sqrt()  # the slope of the root at 0 is infinite
-        logits = ((self.margin * other - distances) / self.temperature).masked_fill(itself, -torch.inf)
+        logits = (self.margin * other - self.apart(queries, references)) / self.temperature
+        logits = logits.masked_fill(itself, -torch.inf)
         return logits.logsumexp(1) - logits.masked_fill(other, -torch.inf).logsumexp(1)
+
+    def apart(self, queries: Tensor, references: Tensor) -> Tensor:
+        """Distances ``[A, B]`` of unit vectors ``[A, D]`` and ``[B, D]``, without a slope where they are equal."""
+        return (2 - 2 * queries @ references.T).clamp(min=1e-12).sqrt()  # the slope of the root at 0 is infinite
 
 
 def _check_classes(labels: Tensor) -> None:

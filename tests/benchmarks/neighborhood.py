@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from robret_lib import recipes
@@ -25,12 +24,8 @@ DRAWN = DrawnRadius(SEARCH)
 class Similarities(KeptNeighborhood):
     """Of cosines, as in neighborhood components of unit vectors (Wu et al. 2018), in place of distances."""
 
-    def losses(self, queries: Tensor, references: Tensor, labels: Tensor) -> Tensor:
-        itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-        other = labels[:, None] != labels
-        similarities = queries @ references.T + self.margin * other
-        logits = (similarities / self.temperature).masked_fill(itself, -torch.inf)
-        return logits.logsumexp(1) - logits.masked_fill(other, -torch.inf).logsumexp(1)
+    def apart(self, queries: Tensor, references: Tensor) -> Tensor:
+        return -queries @ references.T
 
 
 def changed(
