@@ -74,8 +74,14 @@ class TripletObjective(nn.Module):
             raise ValueError(f"a model with distance {distance!r}: this objective has distance={self.distance!r}")
 
     @torch.no_grad()
-    def triplets(self, embeddings: Tensor, labels: Tensor, generator: torch.Generator) -> Triplets:
+    def triplets(
+        self, embeddings: Tensor, labels: Tensor, generator: torch.Generator, margin: float | None = None
+    ) -> Triplets:
         """One triplet per pair of an SPC-2 batch with embeddings ``[2P, D]``.
+
+        Args:
+            embeddings, labels, generator: As in `mining.Sampler`; the labels are int ``[2P]``.
+            margin: Of the sampler; None is the usual one, `sampling_margin`.
 
         Raises:
             ValueError: It is none, or has one class only.
@@ -86,8 +92,9 @@ class TripletObjective(nn.Module):
                 "expected one of mining.spc2_epoch"
             )
         distances = pairwise_distance(embeddings, embeddings, self.distance)
+        margin = self.sampling_margin if margin is None else margin
         dim = {"dim": embeddings.shape[1]} if self.sampler is mining.distance else {}
-        return self.sampler(distances, labels, self.sampling_margin, generator, self.mode, **dim)
+        return self.sampler(distances, labels, margin, generator, self.mode, **dim)
 
     def loss(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         """Mean triplet loss, a scalar, of embeddings ``[P, D]``."""

@@ -27,6 +27,12 @@ CLASS_COLORS = (
 )
 CLASS_MARKERS = "os^DvPX"
 
+DEFENSES = (
+    *("no defense", "ACT", "HM[S,gLGA] & ICS", "HM[S,0]", "CA-TRIDE", "kept neighborhood", "HM[S,gLGA]"),
+    *("SES", "REST", "EST", "FARE", "RAMD", "Panum's", "HM[S,-γ/2]"),
+)
+"""In the order of their `looks`, by which those that a chapter draws together differ in color."""
+
 
 def style() -> None:
     """Use the book's style for all figures drawn from now on."""

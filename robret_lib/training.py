@@ -10,10 +10,12 @@ On several GPUs or in several processes, write a script and start it with ``torc
 ``schedule.pairs`` counts per process, so two processes make half as many, twice as large steps a pass.
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import partial
 from itertools import count, islice
 from math import ceil
 from pathlib import Path
@@ -28,6 +30,7 @@ from tqdm import tqdm
 
 from robret_lib.attacks.fields import check_count, check_number, check_share
 from robret_lib.data import Split, as_float
+from robret_lib.defenses.memory import check_schedule
 from robret_lib.files import written_whole
 from robret_lib.mining import spc2_epoch
 from robret_lib.models import evaluation_mode
@@ -90,7 +93,7 @@ def train(
         model: Embeds images ``[B, C, H, W]`` in [0, 1].
         data: Training images and int labels.
         objective: ``objective(model, images, labels, generator)`` is the scalar loss of a batch; weights of its own
-            are trained too.
+            are trained too. Put into training mode.
         schedule: See `Schedule`.
         checkpoint: File to resume from if it exists, and to write every ``checkpoint_every`` steps and at the end.
         checkpoint_every: Steps between two checkpoints.
@@ -105,7 +108,8 @@ def train(
         ``validate_every`` steps and at the end.
 
     Raises:
-        ValueError: The checkpoint belongs to another schedule or objective, or the data do not fit this one.
+        ValueError: The checkpoint belongs to another schedule, objective, augmentation or other data; the data do not
+            fit the schedule; an objective that knows the number of steps has been told another, or has been trained.
         FloatingPointError: The loss is NaN or infinite.
     """
     rank, world = _rank_and_world()
@@ -114,15 +118,17 @@ def train(
     step_module = _Step(model, objective).to(device)
     weights = [weight for weight in step_module.parameters() if weight.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=schedule.lr, weight_decay=schedule.weight_decay)
-    identity = asdict(schedule) | {"images": len(data), "processes": world, "objective": _told(objective)}
+    identity = asdict(schedule) | {"processes": world, "objective": _told(objective), "augment": _told(augment)}
+    identity |= {"images": len(data), "data": _digest(data)} if checkpoint else {}
     start, loss_sum, history = _resume(checkpoint, step_module, optimizer, identity)
+    check_schedule(objective, schedule.steps, start)
     replicas = DistributedDataParallel(step_module) if world > 1 else step_module
     batches = _batches(data.labels.cpu(), schedule, start, rank, world)
     for step in tqdm(range(start, schedule.steps), initial=start, total=schedule.steps, disable=not progress):
         images, labels = _on_device(data, next(batches), device)
         if augment is not None:
             images = augment(images, seeded(device, schedule.seed, 2, step, rank))
-        model.train()
+        step_module.train()
         loss = _seeded_loss(replicas, as_float(images), labels, seeded(device, schedule.seed, 1, step, rank))
         optimizer.zero_grad()
         loss.backward()
@@ -139,6 +145,9 @@ def train(
             state = {"step": done, "loss_sum": loss_sum, "history": history, "identity": identity}
             with written_whole(checkpoint) as file:
                 torch.save(state | _states(step_module, optimizer), file)
+    if dist.is_initialized():  # statistics of the last step are those of each process' own images
+        for buffer in step_module.buffers():
+            dist.broadcast(buffer, 0)
     return history
 
 
@@ -195,9 +204,15 @@ def _batches(labels: Tensor, schedule: Schedule, start: int, rank: int, world: i
 
 
 def _told(made: object) -> str:
-    """What an objective, or what it was made with, is: its type, and of its fields what can be written down."""
+    """What an objective, or what it was made with, is: its type, and of its fields what can be written down.
+
+    Frozen networks inside are left out: their weights are in the checkpoint.
+    """
     if isinstance(made, nn.Module):
         given = {name: value for name, value in vars(made).items() if name[0] != "_" and name != "training"}
+        given |= {name: part for name, part in made.named_children() if not _is_network(part)}
+    elif isinstance(made, partial):
+        given = {"func": made.func, **dict(enumerate(made.args)), **made.keywords}
     elif is_dataclass(made) and not isinstance(made, type):
         given = {field.name: getattr(made, field.name) for field in fields(made)}
     elif isinstance(made, bool | int | float | str | None):
@@ -205,6 +220,17 @@ def _told(made: object) -> str:
     else:
         return getattr(made, "__name__", type(made).__name__)  # a function's, such as a sampler's
     return f"{type(made).__name__}({', '.join(f'{name}={_told(value)}' for name, value in given.items())})"
+
+
+def _is_network(part: nn.Module) -> bool:
+    return any(not weight.requires_grad for weight in part.parameters())
+
+
+def _digest(data: Split) -> str:
+    """Of all labels and of up to a thousand images from all over the set."""
+    some = data.images[:: 1 + len(data) // 1000]
+    parts = (part.cpu().contiguous().view(torch.uint8).numpy() for part in (data.labels, some))
+    return hashlib.sha256(b"".join(map(bytes, parts))).hexdigest()[:16]
 
 
 def _states(step_module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -48,8 +48,10 @@ BY_TRIPLETS = {
 DEFENSES = [*BY_TRIPLETS, "ca_tride, candidates", "ca_tride, anchor", "fare", "neighborhood"]
 
 
+WITH_ONE_MODE = ("panum", "fare", "neighborhood")
+
 IN_ALL_MODES = [(name, "fixed") for name in DEFENSES]
-IN_ALL_MODES += [(name, "reference") for name in DEFENSES if name not in ("fare", "neighborhood")]
+IN_ALL_MODES += [(name, "reference") for name in DEFENSES if name not in WITH_ONE_MODE]
 
 
 def a_defense(name, search=INNER, sampler=mining.random, distance="N", mode="fixed"):
@@ -67,6 +69,14 @@ def a_defense(name, search=INNER, sampler=mining.random, distance="N", mode="fix
 
 def at_step(defense, step):
     defense.progress.done.fill_(step)
+    return defense
+
+
+def at_the_beginning(defense, steps):
+    """The same defense, before a training of so many steps."""
+    if hasattr(defense, "progress"):
+        defense.progress.steps = steps
+        defense.progress.done.zero_()
     return defense
 
 

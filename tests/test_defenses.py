@@ -30,6 +30,7 @@ from tests.small_defenses import (
     a_batch,
     a_defense,
     assert_resumes_bit_for_bit,
+    at_the_beginning,
     exact_batch,
     shown_to,
 )
@@ -189,7 +190,7 @@ def test_a_training_that_was_stopped_ends_bit_for_bit_as_if_undisturbed(name, mo
 def test_it_trains(device, name):
     """FARE from other weights than the original's, where its loss would be the smallest already."""
     model = small_model(seed=int(name == "fare")).to(device)
-    defense = a_defense(name, PGD(0.02, 0.01, 3))
+    defense = at_the_beginning(a_defense(name, PGD(0.02, 0.01, 3)), 24)
     history = train(model, some_split(200, seed=20), defense, Schedule(24, 8, lr=1e-2), validate_every=6)
     assert history[-1]["loss"] < 0.95 * history[0]["loss"]
 

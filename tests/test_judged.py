@@ -203,6 +203,11 @@ def test_doubts_are_those_of_any_seed_once_and_of_robust_recall(write, judged):
     write("a", 0, details={"warnings": []})
     write("a", 1, details={"warnings": told[:1] + 2 * told[1:]})
     assert judged()["a"].doubts == ("gradient is the slope",)
+    write("b[-1]", details={"warnings": told[1:]})
+    write("c")
+    told = "a (*gradient is the slope*); b[−1] (*gradient is the slope*)."
+    assert runs.doubted(judged().values()) == f"Robust recall may be too high where a check fails (in brackets): {told}"
+    assert runs.doubted([judged()["c"]]) == ""
 
 
 @pytest.mark.parametrize(("changes", "named"), [({"eps": 0.2}, "eps"), ({"temperature": 0.1}, "temperature")])
@@ -288,7 +293,13 @@ def test_one_less_the_other_is_told_in_words(write, judged):
     for label in ("a[-1]", "b"):
         write(label, 1, standing={0: "1111", 8: "1000"})
     one, other = judged().values()
-    assert one.less(other) == "a[−1] less b, seed by seed: +0.0 ± 0.0 at 0/255, +12.5 ± 12.5 at 8/255."
+    paired = "seed by seed, in bold where decided"
+    assert one.less(other) == f"a[−1] less b, {paired}: +0.0 ± 0.0 at 0/255, +12.5 ± 12.5 at 8/255."
+    for seed in (0, 1):
+        write("c", seed, standing={0: "1111", 8: "0000"})
+        write("d", seed, standing={0: "1111", 8: "1111"})
+    *_, one, other = judged().values()
+    assert one.less(other) == f"c less d, {paired}: +0.0 ± 0.0 at 0/255, **−100.0 ± 0.0** at 8/255."
 
 
 def test_one_seed_has_the_error_of_its_queries(write, judged):

@@ -319,3 +319,17 @@ def test_looks_differ_by_color_and_style_or_by_marker_and_are_the_same_again():
     lines = {label: plt.plot([0, 1], [0, 1], **look)[0] for label, look in looks.items()}
     assert len({(line.get_color(), line.get_linestyle()) for line in lines.values()}) == 7
     assert len({line.get_marker() for line in lines.values()}) == 8
+
+
+@pytest.mark.parametrize(
+    "together",
+    [
+        ("no defense", "EST", "ACT", "FARE"),
+        ("no defense", "ACT", "HM[S,gLGA]", "HM[S,gLGA] & ICS", "HM[S,0]"),
+        ("no defense", "ACT", "HM[S,gLGA] & ICS", "HM[S,0]", "CA-TRIDE", "kept neighborhood"),
+    ],
+)
+def test_defenses_that_a_chapter_draws_together_differ_in_color(together):
+    looks = plotting.looks(plotting.DEFENSES)
+    assert len({looks[label]["color"] for label in together}) == len(together)
+    assert len({(look["color"], look["marker"]) for look in looks.values()}) == len(plotting.DEFENSES)

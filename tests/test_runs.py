@@ -343,6 +343,9 @@ def test_long_work_has_a_file_for_each_run_and_name_but_none_at_quick_scale(para
     assert file == again.checkpoint("rows of ACT") and file.parent.is_dir() and not file.exists()
     assert file.is_relative_to(tmp_path / "data" / "checkpoints") and " " not in file.name
     assert len({file, run.checkpoint("rows"), other.checkpoint("rows of ACT")}) == 3
+    file.write_text("half of the rows")
+    finish(run)
+    assert not file.exists() and other.checkpoint("rows").parent.is_dir()
 
 
 def test_finish_twice_is_an_error(parameters):

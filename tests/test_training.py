@@ -10,21 +10,23 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+from pytorch_metric_learning import losses
 from torch import nn
 
 from robret_lib import mining, training
 from robret_lib.attacks import PGD
 from robret_lib.augmentation import random_crop_and_flip
 from robret_lib.data import Split
-from robret_lib.defenses import AntiCollapseTriplets, Benign, DrawnRadius, HardnessManipulation
+from robret_lib.defenses import AntiCollapseTriplets, Benign, CollapseAwareTriplets, DrawnRadius, HardnessManipulation
 from robret_lib.files import written_whole
 from robret_lib.mining import spc2_epoch
-from robret_lib.objectives import TripletObjective
+from robret_lib.objectives import MetricLearningObjective, TripletObjective
 from robret_lib.training import Schedule, seeded, train
 
 ROOT = Path(__file__).parents[1]
@@ -381,8 +383,10 @@ def test_the_checkpoint_holds_no_code(tmp_path):
     state = loaded(tmp_path / "sub" / "checkpoint")
     assert state["step"] == 20 and state["identity"] == asdict(SCHEDULE) | {
         "images": len(some_split()),
+        "data": training._digest(some_split()),
         "processes": 1,
         "objective": "ScaledTriplets()",
+        "augment": "None",
     }
     assert os.listdir(tmp_path / "sub") == ["checkpoint"]
 
@@ -390,7 +394,7 @@ def test_the_checkpoint_holds_no_code(tmp_path):
 def test_a_checkpoint_of_another_objective_is_refused_by_name(tmp_path):
     trained(checkpoint=tmp_path / "checkpoint")
     with pytest.raises(
-        ValueError, match=r"written with .*'ScaledTriplets\(\)'}, this training is .*TripletObjective\("
+        ValueError, match=r"written with .*'ScaledTriplets\(\)'.*}, this training is .*TripletObjective\("
     ):
         train(small_model(), some_split(), TripletObjective(mining.random), SCHEDULE, tmp_path / "checkpoint")
 
@@ -402,6 +406,9 @@ def test_a_checkpoint_of_another_objective_is_refused_by_name(tmp_path):
         (AntiCollapseTriplets(PGD(0.1, 0.02, 3), mining.random), "search=PGD.eps=0.1, step=0.02, steps=3"),
         (AntiCollapseTriplets(DrawnRadius(PGD(0.1, 0.01, 3))), "search=DrawnRadius.search=PGD.eps=0.1"),
         (HardnessManipulation(PGD(0.1, 0.01, 3), destination=Benign(mining.hard, 0.1)), "sampler=hard, boost=0.1"),
+        (CollapseAwareTriplets(PGD(0.1, 0.01, 3), steps=1, sharpness=2.0), "sharpness=2.0, progress=Progress.steps=1"),
+        (MetricLearningObjective(losses.MultiSimilarityLoss()), "loss=MultiSimilarityLoss"),
+        (TripletObjective(partial(mining.random)), r"sampler=partial\(func=random"),
     ],
     ids=lambda given: given if isinstance(given, str) else "",
 )
@@ -410,6 +417,8 @@ def test_a_checkpoint_of_an_objective_with_other_settings_is_refused(other, said
     kinds = {
         AntiCollapseTriplets: lambda: AntiCollapseTriplets(PGD(0.1, 0.01, 3)),
         HardnessManipulation: lambda: HardnessManipulation(PGD(0.1, 0.01, 3), destination=Benign(mining.hard)),
+        CollapseAwareTriplets: lambda: CollapseAwareTriplets(PGD(0.1, 0.01, 3), steps=1),
+        MetricLearningObjective: lambda: MetricLearningObjective(losses.ContrastiveLoss()),
     }
     own = kinds.get(type(other), lambda: TripletObjective(mining.random))()
     train(small_model(), some_split(), own, replace(SCHEDULE, steps=1), tmp_path / "checkpoint")
@@ -431,6 +440,49 @@ def test_a_checkpoint_of_another_schedule_is_refused_by_name(change, tmp_path):
         train(small_model(), some_split(), ScaledTriplets(), replace(SCHEDULE, **change), file)
     assert f"'{name}': {getattr(SCHEDULE, name)}" in str(error.value).partition("this training")[0]
     assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("change", ["images", "labels", "augment"])
+def test_a_checkpoint_of_other_data_is_refused(change, tmp_path):
+    split, augment = some_split(), None
+    trained(checkpoint=tmp_path / "checkpoint")
+    if change == "images":
+        split = Split(1 - split.images, split.labels)
+    elif change == "labels":
+        split = Split(split.images, split.labels.roll(2))
+    else:
+        augment = partial(lambda images, generator, by: images + by, by=0)
+    with pytest.raises(ValueError, match=r"written with .* this training is .*: move it"):
+        train(small_model(), split, ScaledTriplets(), SCHEDULE, tmp_path / "checkpoint", augment=augment)
+
+
+def test_an_objective_told_of_another_number_of_steps_or_trained_before_is_refused():
+    """It would attack hardly, or at once at full size; and so would one in evaluation mode, which counts no steps."""
+    schedule = replace(SCHEDULE, steps=4)
+    with pytest.raises(ValueError, match="an objective of 400 steps in a training of 4: expected as many"):
+        train(small_model(), some_split(), CollapseAwareTriplets(PGD(0.1, 0.01, 3), steps=400), schedule)
+    objective = CollapseAwareTriplets(PGD(0.1, 0.01, 3), steps=4).eval()
+    train(small_model(), some_split(), objective, schedule)
+    assert objective.progress.done == 4
+    with pytest.raises(ValueError, match="has made 4 steps, in a training that has made 0: make a new one"):
+        train(small_model(), some_split(), objective, schedule)
+
+
+def test_the_same_objective_goes_on_from_its_own_checkpoint(tmp_path):
+    """After an interruption in a notebook, where what it is told by must not have changed by its own training."""
+
+    def stopped(model):
+        raise Interrupted
+
+    schedule = Schedule(12, 8)
+    objective = CollapseAwareTriplets(PGD(0.1, 0.05, 3), steps=12, epochs=4)
+    with pytest.raises(Interrupted):
+        train(small_model(), some_split(), objective, schedule, tmp_path / "checkpoint", 4, stopped, 9)
+    model = small_model()
+    train(model, some_split(), objective, schedule, tmp_path / "checkpoint")
+    undisturbed = small_model()
+    train(undisturbed, some_split(), CollapseAwareTriplets(PGD(0.1, 0.05, 3), steps=12, epochs=4), schedule)
+    assert_same(model.state_dict(), undisturbed.state_dict())
 
 
 def cut_short(content):
@@ -566,11 +618,16 @@ from test_training import SCHEDULE, ScaledTriplets, some_split
 from torch import nn
 from robret_lib.training import process_group, train
 
+def note(seen, own):
+    seen += own
+
 folder, ends, free_calls = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 torch.set_num_threads(1)
 torch.manual_seed(int(os.environ["RANK"]))  # DDP spreads rank 0's weights
 model, objective = nn.Sequential(nn.Flatten(), nn.Linear(36, 5)), ScaledTriplets(free_calls, folder / "signal")
+objective.register_buffer("seen", torch.zeros(()))  # what a process has seen of its own, as running statistics are
 with process_group("cpu") as rank:
+    objective.register_forward_pre_hook(lambda module, _: note(module.seen, 1 + rank))
     history = train(model, some_split(), objective, SCHEDULE, folder / "checkpoint", 3, validate_every=7)
     state = {{"model": model.state_dict(), "objective": objective.state_dict(), "history": history}}
     torch.save(state, ends / f"end{{rank}}")

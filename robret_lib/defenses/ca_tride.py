@@ -131,9 +131,9 @@ class CollapseAwareTriplets(AttackedTriplets):
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Scalar loss of an SPC-2 batch: images ``[2P, C, H, W]`` in [0, 1], labels int ``[2P]``."""
         step, share = self.progress.done.item(), self.stair(self.progress.advance())
-        self.sampling_margin = MARGIN[self.distance] * (1 - share / 2) ** 2
         search = replace(self.search, step=share * self.search.step) if share else replace(self.search, eps=0.0)
-        clean, triplets = self.clean_triplets(model, images, labels, generator)
+        margin = MARGIN[self.distance] * (1 - share / 2) ** 2
+        clean, triplets = self.clean_triplets(model, images, labels, generator, margin)
         shown = [images[role] for role in triplets]
         loss, moved = self.perturbation(step, clean, triplets, generator)
         shown[moved] = search(model, torch.cat(shown[moved]), loss, generator).chunk(len(shown[moved]))

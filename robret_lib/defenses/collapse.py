@@ -12,8 +12,11 @@ from robret_lib.checks.model import COLLAPSED
 from robret_lib.distances import row_distance
 from robret_lib.models import Distance
 
-SHARPNESS, PAIRS = 10.0, 64
-"""lambda and size of the batches in which `signs` measures collapseness."""
+SHARPNESS = 10.0
+"""lambda with which `signs` measures collapseness."""
+
+PAIRS = 64
+"""In the batches in which `signs` measures it."""
 
 
 def collapseness(d_ap: Tensor, d_an: Tensor, sharpness: float) -> Tensor:

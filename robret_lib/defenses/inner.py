@@ -42,12 +42,20 @@ class AttackedTriplets(TripletObjective):
             self.sampling_margin = self.published_sampling_margin[distance]
 
     def clean_triplets(
-        self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+        margin: float | None = None,
     ) -> tuple[Tensor, mining.Triplets]:
-        """Embeddings ``[2P, D]`` of the clean batch, without gradients, and triplets drawn from them."""
+        """Embeddings ``[2P, D]`` of the clean batch, without gradients, and triplets drawn from them.
+
+        Arguments: as in `TripletObjective.triplets`.
+        """
         self.check(model)
         clean = embed(model, images)
-        return clean, self.triplets(clean, labels, generator)
+        return clean, self.triplets(clean, labels, generator, margin)
 
     def triplets_to_attack(
         self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator

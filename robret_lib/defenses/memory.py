@@ -40,6 +40,24 @@ class Progress(nn.Module):
         return share
 
 
+def check_schedule(objective: nn.Module, steps: int, done: int) -> None:
+    """Raise a ValueError unless an objective remembers what it should at a step of a training.
+
+    Args:
+        objective: Whatever is minimized, such as one with a `Progress` inside.
+        steps: Of the whole training.
+        done: How many of them are.
+    """
+    for part in objective.modules():
+        if isinstance(part, Progress) and part.steps != steps:
+            raise ValueError(f"an objective of {part.steps} steps in a training of {steps}: expected as many")
+        if isinstance(part, Progress) and part.done != done:
+            raise ValueError(
+                f"an objective that has made {part.done.item()} steps, in a training that has made {done}: "
+                "make a new one"
+            )
+
+
 class LastLoss(nn.Module):
     """The loss of the step before.
 

@@ -27,6 +27,9 @@ class KeptNeighborhood(nn.Module):
     training (Madry et al. 2018), a radius drawn for each image (Kurakin et al. 2017) and one that rises (Cai et al.
     2018). No exhaustive search says that nobody has joined them before.
 
+    The fixed points are the embeddings of the training step: a network with dropout or stochastic depth would be
+    attacked around another point than its own. No network of the book has them.
+
     An image that is drawn twice in a batch has its own copy for a neighbor, which is no lesson in classes; batches of
     `mining.spc2_epoch` have such pairs where a class has few images.
 
@@ -39,7 +42,8 @@ class KeptNeighborhood(nn.Module):
         ramp: Over which share of the training the radius rises; 0 begins at full size.
 
     Raises:
-        TypeError: Another search than these, whose radius can shrink.
+        TypeError: Another search than these, whose radius can shrink; a network that does not say its distance, see
+            `models.EmbeddingModel`.
         ValueError: An impossible number; a model whose embeddings are no unit vectors.
     """
 

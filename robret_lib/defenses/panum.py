@@ -29,9 +29,14 @@ class PanumTriplets(AttackedTriplets):
     Args:
         search: The inner attack; published as ``PGD(0.01, 0.004, steps=5, random_start=True)``, the step two fifths of
             the radius.
-        sampler, distance, mode: As in `AttackedTriplets`.
+        sampler, distance: As in `AttackedTriplets`.
+        mode: "fixed": the published miner is not reproduced.
         role: Which one is moved; "positive" as published.
         attack_rate: In which share of the triplets, drawn anew in every step.
+
+    Raises:
+        TypeError: As `AttackedTriplets`.
+        ValueError: As `AttackedTriplets`; mode "reference"; another role; a rate that is no share.
     """
 
     published_sampling_margin = MARGIN
@@ -46,6 +51,8 @@ class PanumTriplets(AttackedTriplets):
         attack_rate: float = 1.0,
     ) -> None:
         super().__init__(search, sampler, distance, mode)
+        if mode == "reference":
+            raise ValueError('mode="reference": expected "fixed", the published miner of Panum\'s is not reproduced')
         if role not in get_args(Role):
             raise ValueError(f"role={role!r}: expected one of {get_args(Role)}")
         check_share("attack_rate", attack_rate)

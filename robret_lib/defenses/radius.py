@@ -42,6 +42,7 @@ class DrawnRadius:
     def __call__(
         self, model: nn.Module, images: Tensor, loss_fn: Loss, generator: torch.Generator | None = None
     ) -> Tensor:
+        """Adversarial images ``[B, C, H, W]``, each in a ball of its own size around its original."""
         check_images(images)
         images = images.detach()
         if self.search.eps == 0:

@@ -6,7 +6,6 @@ that changes no weight, so its recipe has a `generation` instead, a number that 
 (tests/test_recipes.py) trains a little, compares, and says when that is due.
 """
 
-import ast
 import hashlib
 import inspect
 import json
@@ -26,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
-from robret_lib import augmentation, distances, metrics, mining, models, objectives, training, whitening
+from robret_lib import augmentation, distances, metrics, mining, models, objectives, source, training, whitening
 from robret_lib.attacks.search import ball, passes, pgd
 from robret_lib.data import RetrievalData, Split, data_root, retrieval_data
 from robret_lib.defenses import (
@@ -250,15 +249,6 @@ def _told(recipe: dict[str, object]) -> dict[str, object]:
     return told | {name: _told(value) for name, value in told.items() if isinstance(value, dict)}
 
 
-def _code(source: str) -> str:
-    """The syntax tree of a module without its comments and docstrings, whose wording changes no weight."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            node.value.value = None
-    return ast.dump(tree)
-
-
 @contextmanager
 def _float32() -> Iterator[None]:
     before = torch.get_default_dtype()
@@ -270,7 +260,7 @@ def _float32() -> Iterator[None]:
 
 
 def _digest(*parts: ModuleType) -> str:
-    return hashlib.sha256("".join(_code(inspect.getsource(part)) for part in parts).encode()).hexdigest()
+    return source.digest(map(inspect.getsource, parts))
 
 
 _ALL = augmentation, distances, mining, models, objectives, retrieval_data, training, whitening

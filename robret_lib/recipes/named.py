@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from robret_lib.attacks.attack import check_mode
 from robret_lib.data import RetrievalData, center_cropped, load, mixed
 from robret_lib.recipes.recipe import OF_A_MODEL, READ_BY, DefenseName, Recipe, Whitened
 
@@ -126,7 +127,7 @@ def _defended(undefended: Recipe, attack: dict[str, object], changes: dict[str, 
 
     With another radius the steps of the attack change alike, unless they are among the changes.
 
-    The mode of a defense that has but one is "fixed", whatever is asked for.
+    A defense that has but one mode is trained in it, whichever of the two is asked for.
     """
     defense = changes.get("defense")
     if defense is None:
@@ -136,6 +137,7 @@ def _defended(undefended: Recipe, attack: dict[str, object], changes: dict[str, 
     given["inner_step"] = attack["inner_step"] * (eps / attack["eps"])  # the same share of another radius
     if defense == "neighborhood":
         given |= KEPT_NEIGHBORHOOD | {"inner_step": eps / 4}
+    check_mode(changes.get("mode", "fixed"))
     if defense not in READ_BY["mode"]:
         changes = changes | {"mode": "fixed"}
     if defense == "fare" and "origin" not in changes:
@@ -159,7 +161,8 @@ def for_data(name: str, scale: str, **changes: object) -> Recipe:
         name: "fashion-mnist" takes `fashion_mnist`; "cub", "cars" and "sop" take `official`, at scale "full"; anything
             else is a packed set of photographs (`data.load`), and takes `tuned_photographs`.
         scale: "quick" or "full".
-        changes: Fields of `Recipe`.
+        changes: Fields of `Recipe`. A defense that has but one mode is trained in it, whichever is asked for, so that
+            one mode can be asked of several defenses.
 
     Raises:
         ValueError: One of the official sets at another scale.

@@ -51,6 +51,6 @@ def of_defense(recipe: Recipe, original: nn.Module | None = None) -> nn.Module:
         return defenses.FixedTargets(search, original)
     if name == "neighborhood":
         return defenses.KeptNeighborhood(
-            search, recipe.steps, recipe.temperature, clean_weight=recipe.clean_weight, ramp=recipe.ramp
+            search, recipe.steps, recipe.temperature, recipe.margin, recipe.clean_weight, recipe.ramp
         )
     return OF_TRIPLETS[name](search, sampler, distance, mode)

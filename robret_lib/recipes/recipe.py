@@ -30,7 +30,7 @@ class Recipe:
         invariance: Of "hm", the weight of its intra-class structure (ICS), see `defenses.HardnessManipulation`.
         sharpness: Of "ca_tride", see `defenses.CollapseAwareTriplets`.
         origin: The training goes on from the model of this recipe, which is trained first; None begins anew.
-        temperature, clean_weight, ramp: Of "neighborhood", see `defenses.KeptNeighborhood`.
+        temperature, margin, clean_weight, ramp: Of "neighborhood", see `defenses.KeptNeighborhood`.
         decay: As in `training.Schedule`.
         mode: Of the sampler and the defense, see `mining.Mode`.
         pretrained: Whether it begins with ImageNet weights, see `models.build`.
@@ -40,7 +40,8 @@ class Recipe:
     Raises:
         ValueError: A name nobody knows, or an impossible number; a defense without an attack, or an attack without a
             defense; a field that this defense does not read; an origin whose weights do not fit, or none where the
-            defense needs it.
+            defense needs it. What only a network or an objective can tell, such as an unknown backbone or a sampler for
+            another distance, is an error of `trained`, before it trains.
     """
 
     backbone: str
@@ -64,6 +65,7 @@ class Recipe:
     origin: "Recipe | None" = None
     watched_eps: float = 0.0
     temperature: float = 0.05
+    margin: float = 0.2
     clean_weight: float = 0.5
     ramp: float = 0.5
     decay: float = 0.0
@@ -86,7 +88,7 @@ class Recipe:
         _ = self.schedule  # which checks its own
         for name, least in (("embedding_dim", 1), ("inner_steps", 0), ("crop", 0)):
             check_count(name, getattr(self, name), least)
-        for name in ("inner_step", "invariance", "sharpness", "clean_weight"):
+        for name in ("inner_step", "invariance", "sharpness", "margin", "clean_weight"):
             check_number(name, getattr(self, name), least=0)
         for name in ("eps", "watched_eps", "ramp"):
             check_share(name, getattr(self, name))
@@ -152,7 +154,7 @@ _DEFENSES: tuple[DefenseName, ...] = get_args(DefenseName)
 
 READ_BY: dict[str, tuple[DefenseName | None, ...]] = {
     "sampler": (None, *(name for name in _DEFENSES if name not in ("ca_tride", "fare", "neighborhood"))),
-    "mode": (None, *(name for name in _DEFENSES if name not in ("fare", "neighborhood"))),
+    "mode": (None, *(name for name in _DEFENSES if name not in ("panum", "fare", "neighborhood"))),
     "eps": _DEFENSES,
     "inner_step": _DEFENSES,
     "inner_steps": _DEFENSES,
@@ -161,6 +163,7 @@ READ_BY: dict[str, tuple[DefenseName | None, ...]] = {
     "invariance": ("hm",),
     "sharpness": ("ca_tride",),
     "temperature": ("neighborhood",),
+    "margin": ("neighborhood",),
     "clean_weight": ("neighborhood",),
     "ramp": ("neighborhood",),
 }
@@ -182,6 +185,7 @@ ADDED_LATER: dict[str, object] = {
     "origin": None,
     "watched_eps": 0.0,
     "temperature": 0.05,
+    "margin": 0.2,
     "clean_weight": 0.5,
     "ramp": 0.5,
     "decay": 0.0,

@@ -7,6 +7,7 @@ A chapter begins with `start` and ends with `Run.finish`. Between the two its pa
 import hashlib
 import json
 import random
+import shutil
 import sys
 import time
 import traceback
@@ -32,7 +33,7 @@ from robret_lib.runs.comparison import (
     with_error,
     with_minus,
 )
-from robret_lib.runs.judged import Judged, judged, side_by_side
+from robret_lib.runs.judged import Judged, doubted, judged, side_by_side
 from robret_lib.runs.parameters import (
     ParameterError,
     Rule,
@@ -63,10 +64,11 @@ __all__ = [
     "Run",
     "boolean",
     "choice",
-    "either",
     "comparison",
     "comparison_table",
     "comparison_words",
+    "doubted",
+    "either",
     "expected",
     "folder",
     "fraction",
@@ -174,7 +176,9 @@ class Run:
             raise refused(name, value, f"{self._rules[name].allowed}; with this data{limit}")
 
     def checkpoint(self, name: str) -> Path | None:
-        """Where work that takes long goes on after a crash; ``None`` at scale "quick", whose runs leave nothing behind.
+        """Where work that takes long goes on after a crash, until the run finishes.
+
+        ``None`` at scale "quick", whose runs are short.
 
         Args:
             name: of the work, one that this run uses for nothing else.
@@ -184,9 +188,12 @@ class Run:
         """
         if self.scale == "quick":
             return None
-        folder = data_root() / "checkpoints" / self.log.stem
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / name.replace(" ", "-")
+        self._checkpoints.mkdir(parents=True, exist_ok=True)
+        return self._checkpoints / name.replace(" ", "-")
+
+    @property
+    def _checkpoints(self) -> Path:
+        return data_root() / "checkpoints" / self.log.stem
 
     def finish(
         self,
@@ -234,6 +241,7 @@ class Run:
         }
         path = self.log.with_suffix(".json")
         records.write(path, record)
+        shutil.rmtree(self._checkpoints, ignore_errors=True)  # a later run must not take them for its own
         self._finished = True
         self._note(f"finish after {seconds} s, result in {path.name}")
         return path

@@ -95,16 +95,22 @@ class Judged:
         return len(apart) > 1 and fmean(apart) > half_interval(apart)
 
     def less(self, other: "Judged") -> str:
-        """In words, what it leaves less what another defense leaves, at every radius: see `left_less`.
+        """In words, what it leaves less what another defense leaves, at every radius (see `left_less`).
+
+        In bold where one `beats` the other.
 
         Raises:
             ResultError: They have no seed in common.
         """
         if not self._shared(other):
             raise ResultError(f"{self.label!r} and {other.label!r} have no seed in common: nothing to compare")
-        apart = (f"{with_error(self.left_less(other, at), 1, signed=True)} at {at}/255" for at in self.levels)
-        paired = "query by query" if len(self._shared(other)) == 1 else "seed by seed"
+        apart = (f"{self._told_less(other, at)} at {at}/255" for at in self.levels)
+        paired = "query by query" if len(self._shared(other)) == 1 else "seed by seed, in bold where decided"
         return f"{with_minus(self.label)} less {with_minus(other.label)}, {paired}: {', '.join(apart)}."
+
+    def _told_less(self, other: "Judged", level: int) -> str:
+        told = with_error(self.left_less(other, level), 1, signed=True)
+        return f"**{told}**" if self.beats(other, level) or other.beats(self, level) else told
 
     def _has(self, metric: str, seed: int) -> bool:
         return metric in self.records[seed]["metrics"]
@@ -163,6 +169,12 @@ def side_by_side(defenses: Sequence[Judged], rows: Sequence[str | int]) -> str:
             lines.append(f"| {told} | {' | '.join(_cell(each, row) for each in some)} |")
         tables.append("\n".join(lines))
     return "\n\n".join(tables)
+
+
+def doubted(defenses: Iterable[Judged]) -> str:
+    """A sentence on those whose robust recall a check doubts (`Judged.doubts`); empty where there are none."""
+    told = [f"{with_minus(each.label)} (*{', '.join(each.doubts)}*)" for each in defenses if each.doubts]
+    return f"Robust recall may be too high where a check fails (in brackets): {'; '.join(told)}." if told else ""
 
 
 def _cell(defense: Judged, row: str | int) -> str:

@@ -4,13 +4,17 @@ That is one on a block of queries in `robust_recall`, whose attacks are many and
 `attack_rows`, where each draws its targets for all at once.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from robret_lib import source
 from robret_lib.files import written_whole
+
+LIBRARY = Path(__file__).parents[1]
 
 BLOCK = 1000
 """Queries between two checkpoints."""
@@ -24,12 +28,13 @@ class Checkpoint:
 
     Args:
         path: Of the first file.
-        settings: The arguments that decide the result, of types that ``torch.load(weights_only=True)`` reads.
+        settings: The arguments that decide the result, of types that ``torch.load(weights_only=True)`` reads; the code
+            of attacks and scores joins them.
         fingerprint: What model, data and surrogate look like, see `queries.Queries.fingerprint`.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], fingerprint: dict[str, Tensor]) -> None:
-        self.path, self.settings, self.fingerprint = path, settings, fingerprint
+        self.path, self.settings, self.fingerprint = path, settings | {"code": _code()}, fingerprint
 
     def save(self, state: dict[str, Any]) -> None:
         """Keep tensors, numbers, words, and lists and dicts of them."""
@@ -76,6 +81,12 @@ class Checkpoint:
         except Exception as error:  # reading a damaged file can fail in any way
             message = f"{path} is no checkpoint, or a damaged one: delete it and {self.path} to start anew"
             raise ValueError(message) from error
+
+
+@cache
+def _code() -> str:
+    files = (file for package in ("attacks", "scores") for file in sorted((LIBRARY / package).rglob("*.py")))
+    return source.digest(file.read_text() for file in files)[:12]
 
 
 def blocks(count: int) -> int:

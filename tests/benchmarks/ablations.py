@@ -19,11 +19,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from robret_lib import attacks, data, models, recipes, scores, training
+from robret_lib import attacks, data, models, recipes, scores, source, training
 from robret_lib.defenses.collapse import spread
-from robret_lib.files import written_whole
+from robret_lib.files import one_at_a_time, written_whole
 from robret_lib.recipes import kept as kept_code
-from robret_lib.recipes.kept import _code
 from robret_lib.runs import half_interval
 from robret_lib.scores import robust_recall
 from tests.benchmarks.measuring import machine
@@ -92,9 +91,11 @@ class Ablations:
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{name.replace(' ', '-')}-{seed}-{self._digest}.json"
         bar.set_description(f"{name}, seed {seed}")
-        if not file.exists():
-            with written_whole(file) as stream:
-                stream.write(json.dumps(self._measured(name, seed, file.with_suffix(".checkpoint"))).encode())
+        with one_at_a_time(file.with_suffix(".lock")):
+            if not file.exists():
+                found = json.dumps(self._measured(name, seed, file.with_suffix(".checkpoint")))
+                with written_whole(file) as stream:
+                    stream.write(found.encode())
         bar.update()
         return json.loads(file.read_text())
 
@@ -119,8 +120,8 @@ class Ablations:
             Path(__file__),
             *sorted(f for folder in packages for f in folder.rglob("*.py")),
         ]
-        code = [kept_code.CODE, kept_code.DEFENSE_CODE[self.recipe.defense], *(_code(f.read_text()) for f in files)]
-        return hashlib.sha256(f"{torch.__version__} {self.recipe} {code}".encode()).hexdigest()[:12]
+        code = kept_code.CODE, kept_code.DEFENSE_CODE[self.recipe.defense], source.digest(f.read_text() for f in files)
+        return hashlib.sha256(f"{torch.__version__} {DEVICE} {self.recipe} {code}".encode()).hexdigest()[:12]
 
 
 def _told(values: Sequence[float], of_the_first: Sequence[float], digits: int) -> str:

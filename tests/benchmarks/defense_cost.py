@@ -142,8 +142,8 @@ DEFENSES: dict[str, tuple[Kind, ...]] = {
     "EST": (Kind(of_triplets(defenses.EmbeddingShiftedTriplets), 2, logs_apart=True),),
     "SES": (Kind(of_triplets(defenses.ShiftSuppressedTriplets), 2),),
     "REST": (Kind(of_triplets(defenses.ShiftedCandidateTriplets), 2, logs_apart=True),),
-    "ACT": (Kind(of_triplets(defenses.AntiCollapseTriplets), 2),),
-    "min-max": (Kind(of_triplets(defenses.MinMaxTriplets), 3),),
+    "ACT": (Kind(of_triplets(defenses.AntiCollapseTriplets), 2, logs_apart=True),),
+    "min-max": (Kind(of_triplets(defenses.MinMaxTriplets), 3, logs_apart=True),),
     "RAMD": (Kind(of_triplets(defenses.CandidateMinMaxTriplets), 2),),
     "Panum's": (Kind(of_triplets(defenses.PanumTriplets), 1, published=False),),
     "HM": (Kind(of_triplets(defenses.HardnessManipulation), 3),),
@@ -165,11 +165,12 @@ class Setting(NamedTuple):
     timed: tuple[str, ...] = tuple(DEFENSES)
 
 
+COMPARED = ("ACT", "HM with ICS", "CA-TRIDE", "kept neighborhood")
+
 SETTINGS = (
     Setting("c2f2_half", (1, 28, 28), 64, repeats=9),
-    Setting(
-        "efficientnet_lite0", (3, 64, 64), 32, repeats=5, timed=("ACT", "HM with ICS", "CA-TRIDE", "kept neighborhood")
-    ),
+    Setting("c2f2", (1, 28, 28), 128, repeats=3, timed=COMPARED),
+    Setting("efficientnet_lite0", (3, 64, 64), 32, repeats=5, timed=COMPARED),
 )
 
 
