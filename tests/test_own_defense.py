@@ -1,6 +1,7 @@
 """The lines that evaluate a reader's own network, on the front page and among the scores, run as they stand."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,19 @@ def lines_of(page):
     code = "\n".join(re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE))
     assert max(map(len, code.splitlines())) <= 88, "the page shows no more"
     return code
+
+
+def test_the_lines_about_training_with_a_defense_run(monkeypatch, capsys):
+    """Four steps of them, on a few images."""
+    (code,) = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "book/api/defenses.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert max(map(len, code.splitlines())) <= 88, "the page shows no more"
+    images, labels = torch.randint(256, (60, 1, 28, 28), dtype=torch.uint8), torch.arange(60) % 4
+    few = replace(searched_in_itself(200), **dict.fromkeys(("train", "query", "gallery"), data.Split(images, labels)))
+    monkeypatch.setattr(data, "load", lambda name, scale: few)
+    exec(code.replace("steps=400, pairs=64", "steps=4, pairs=8").replace("steps=8)", "steps=2)"), {})
+    assert re.match(r"\{'step': 4, 'loss': .*'spread': .*\} collapsed: (None|4)\n", capsys.readouterr().out)
 
 
 def trained_network(channels):
