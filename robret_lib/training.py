@@ -30,7 +30,6 @@ from tqdm import tqdm
 
 from robret_lib.attacks.fields import check_count, check_number, check_share
 from robret_lib.data import Split, as_float
-from robret_lib.defenses.memory import check_schedule
 from robret_lib.files import written_whole
 from robret_lib.mining import spc2_epoch
 from robret_lib.models import evaluation_mode
@@ -93,7 +92,8 @@ def train(
         model: Embeds images ``[B, C, H, W]`` in [0, 1].
         data: Training images and int labels.
         objective: ``objective(model, images, labels, generator)`` is the scalar loss of a batch; weights of its own
-            are trained too. Put into training mode.
+            are trained too. Put into training mode. What in it has a method ``begin(steps, done)`` is told how long
+            the training is, and how far.
         schedule: See `Schedule`.
         checkpoint: File to resume from if it exists, and to write every ``checkpoint_every`` steps and at the end.
         checkpoint_every: Steps between two checkpoints.
@@ -121,7 +121,9 @@ def train(
     identity = asdict(schedule) | {"processes": world, "objective": _told(objective), "augment": _told(augment)}
     identity |= {"images": len(data), "data": _digest(data)} if checkpoint else {}
     start, loss_sum, history = _resume(checkpoint, step_module, optimizer, identity)
-    check_schedule(objective, schedule.steps, start)
+    for part in objective.modules():
+        if hasattr(part, "begin"):
+            part.begin(schedule.steps, start)
     replicas = DistributedDataParallel(step_module) if world > 1 else step_module
     batches = _batches(data.labels.cpu(), schedule, start, rank, world)
     for step in tqdm(range(start, schedule.steps), initial=start, total=schedule.steps, disable=not progress):

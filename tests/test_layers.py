@@ -8,7 +8,19 @@ import pytest
 
 LIBRARY = Path(__file__).parents[1] / "robret_lib"
 LAYERS = (  # from the ground up; a part that does not exist yet has its place already
-    {"files", "folders", "data", "models", "distances", "metrics", "hamming", "index", "whitening", "augmentation"},
+    {
+        "files",
+        "folders",
+        "source",
+        "data",
+        "models",
+        "distances",
+        "metrics",
+        "hamming",
+        "index",
+        "whitening",
+        "augmentation",
+    },
     {"mining", "hashing", "attacks", "hubness"},
     {"checks", "scores", "certify", "objectives"},
     {"training"},

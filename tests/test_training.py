@@ -464,7 +464,7 @@ def test_an_objective_told_of_another_number_of_steps_or_trained_before_is_refus
     objective = CollapseAwareTriplets(PGD(0.1, 0.01, 3), steps=4).eval()
     train(small_model(), some_split(), objective, schedule)
     assert objective.progress.done == 4
-    with pytest.raises(ValueError, match="has made 4 steps, in a training that has made 0: make a new one"):
+    with pytest.raises(ValueError, match="has made 4 steps, in a training of 0 so far: make a new one"):
         train(small_model(), some_split(), objective, schedule)
 
 

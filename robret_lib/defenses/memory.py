@@ -30,6 +30,22 @@ class Progress(nn.Module):
         self.steps = steps
         self.register_buffer("done", torch.zeros((), dtype=torch.int64))
 
+    def begin(self, steps: int, done: int) -> None:
+        """Called by `training.train` before its first step.
+
+        Args:
+            steps: Of the training.
+            done: How many of them were made before, by the checkpoint.
+
+        Raises:
+            ValueError: This one was told of another number of steps, or has counted another.
+        """
+        if self.steps != steps:
+            raise ValueError(f"an objective of {self.steps} steps in a training of {steps}: expected as many")
+        if self.done != done:
+            own = self.done.item()
+            raise ValueError(f"an objective that has made {own} steps, in a training of {done} so far: make a new one")
+
     def advance(self) -> Fraction:
         """Count a step; gives the share of the training before it, in [0, 1), or 1 where it goes on beyond its end.
 
@@ -38,24 +54,6 @@ class Progress(nn.Module):
         share = min(Fraction(1), Fraction(self.done.item(), self.steps))
         self.done += self.training
         return share
-
-
-def check_schedule(objective: nn.Module, steps: int, done: int) -> None:
-    """Raise a ValueError unless an objective remembers what it should at a step of a training.
-
-    Args:
-        objective: Whatever is minimized, such as one with a `Progress` inside.
-        steps: Of the whole training.
-        done: How many of them are.
-    """
-    for part in objective.modules():
-        if isinstance(part, Progress) and part.steps != steps:
-            raise ValueError(f"an objective of {part.steps} steps in a training of {steps}: expected as many")
-        if isinstance(part, Progress) and part.done != done:
-            raise ValueError(
-                f"an objective that has made {part.done.item()} steps, in a training that has made {done}: "
-                "make a new one"
-            )
 
 
 class LastLoss(nn.Module):
