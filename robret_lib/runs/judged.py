@@ -104,11 +104,12 @@ class Judged:
         """
         if not self._shared(other):
             raise ResultError(f"{self.label!r} and {other.label!r} have no seed in common: nothing to compare")
-        apart = (f"{self._told_less(other, at)} at {at}/255" for at in self.levels)
+        apart = (f"{self.told_less(other, at)} at {at}/255" for at in self.levels)
         paired = "query by query" if len(self._shared(other)) == 1 else "seed by seed, in bold where decided"
         return f"{with_minus(self.label)} less {with_minus(other.label)}, {paired}: {', '.join(apart)}."
 
-    def _told_less(self, other: "Judged", level: int) -> str:
+    def told_less(self, other: "Judged", level: int) -> str:
+        """What it leaves less what another defense leaves (see `left_less`), in bold where one `beats` the other."""
         told = with_error(self.left_less(other, level), 1, signed=True)
         return f"**{told}**" if self.beats(other, level) or other.beats(self, level) else told
 

@@ -4,7 +4,6 @@ That is one on a block of queries in `robust_recall`, whose attacks are many and
 `attack_rows`, where each draws its targets for all at once.
 """
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ from torch import Tensor
 
 from robret_lib import source
 from robret_lib.files import written_whole
-
-LIBRARY = Path(__file__).parents[1]
 
 BLOCK = 1000
 """Queries between two checkpoints."""
@@ -34,7 +31,7 @@ class Checkpoint:
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], fingerprint: dict[str, Tensor]) -> None:
-        self.path, self.settings, self.fingerprint = path, settings | {"code": _code()}, fingerprint
+        self.path, self.settings, self.fingerprint = path, settings | {"code": source.of_evaluation()[:12]}, fingerprint
 
     def save(self, state: dict[str, Any]) -> None:
         """Keep tensors, numbers, words, and lists and dicts of them."""
@@ -81,12 +78,6 @@ class Checkpoint:
         except Exception as error:  # reading a damaged file can fail in any way
             message = f"{path} is no checkpoint, or a damaged one: delete it and {self.path} to start anew"
             raise ValueError(message) from error
-
-
-@cache
-def _code() -> str:
-    files = (file for package in ("attacks", "scores") for file in sorted((LIBRARY / package).rglob("*.py")))
-    return source.digest(file.read_text() for file in files)[:12]
 
 
 def blocks(count: int) -> int:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from robret_lib import attacks, data, models, recipes, scores, source, training
+from robret_lib import data, models, recipes, source, training
 from robret_lib.defenses.collapse import spread
 from robret_lib.files import one_at_a_time, written_whole
 from robret_lib.recipes import kept as kept_code
@@ -114,13 +114,8 @@ class Ablations:
     @cached_property
     def _digest(self) -> str:
         """Of all that decides a row, besides its name."""
-        packages = (Path(package.__file__).parent for package in (attacks, scores))
-        files = [
-            Path(self.script.__file__),
-            Path(__file__),
-            *sorted(f for folder in packages for f in folder.rglob("*.py")),
-        ]
-        code = kept_code.CODE, kept_code.DEFENSE_CODE[self.recipe.defense], source.digest(f.read_text() for f in files)
+        scripts = source.digest(Path(file).read_text() for file in (self.script.__file__, __file__))
+        code = kept_code.CODE, kept_code.DEFENSE_CODE[self.recipe.defense], source.of_evaluation(), scripts
         return hashlib.sha256(f"{torch.__version__} {DEVICE} {self.recipe} {code}".encode()).hexdigest()[:12]
 
 
