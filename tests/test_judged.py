@@ -190,6 +190,17 @@ def test_whom_more_was_asked_cannot_be_compared(write, judged):
         a.left_less(b, 8)
 
 
+def test_who_was_asked_other_queries_cannot_be_compared(write, judged):
+    """As many, but others; a record from before this was kept is believed."""
+    for label, asked in (("a", {"asked": "1f"}), ("b", {"asked": "2e"}), ("c", {"asked": "1f"}), ("d", {})):
+        write(label, standing={8: "1100"}, details=asked)
+    found = judged()
+    for other in ("c", "d"):
+        assert found["a"].left_less(found[other], 8) == [0.0] * 4
+    with pytest.raises(runs.ResultError, match="'a' and 'b' have been asked other queries"):
+        found["a"].left_less(found["b"], 8)
+
+
 def test_of_two_runs_with_one_seed_none_is_lost_in_silence(write, judged):
     """Written by two versions of the judge, of which one knows a parameter more, they have two names."""
     write("a")
@@ -300,6 +311,16 @@ def test_one_less_the_other_is_told_in_words(write, judged):
         write("d", seed, standing={0: "1111", 8: "1111"})
     *_, one, other = judged().values()
     assert one.less(other) == f"c less d, {paired}: +0.0 ± 0.0 at 0/255, **−100.0 ± 0.0** at 8/255."
+
+
+def test_a_difference_is_bold_where_one_beats_the_other(write, judged):
+    for seed in (0, 1):
+        write("a", seed, {8: "1111", 16: "1100"})
+        write("b", seed, {8: "0000", 16: "1010"})
+    found = judged()
+    assert found["a"].told_less(found["b"], 8) == "**+100.0 ± 0.0**"
+    assert found["b"].told_less(found["a"], 8) == "**\N{MINUS SIGN}100.0 ± 0.0**"
+    assert found["a"].told_less(found["b"], 16) == "+0.0 ± 0.0"
 
 
 def test_one_seed_has_the_error_of_its_queries(write, judged):

@@ -121,7 +121,15 @@ class Judged:
         mine, its = ({n for seed in seeds for n in each._queries(seed)} for each in (self, other))
         if mine != its:
             raise ResultError(f"{self.label!r} and {other.label!r} have been asked {mine} and {its} queries")
+        asked, others = self._asked(seeds), other._asked(seeds)
+        if asked and others and asked != others:
+            raise ResultError(f"{self.label!r} and {other.label!r} have been asked other queries: judge one anew")
         return seeds
+
+    def _asked(self, seeds: Iterable[int]) -> set[str]:
+        """What tells the queries of some seeds from others; empty where records are from before it was kept."""
+        kept = (self.records[seed]["details"].get("asked") for seed in seeds)
+        return {digest for digest in kept if digest}
 
     def _queries(self, seed: int) -> set[int]:
         return {len(stands) for stands in self.records[seed]["details"]["standing"].values()}
