@@ -265,6 +265,12 @@ def test_scales_modes_and_chapters_are_told_apart(write, judged):
     assert [each["a"].values("R@1") for each in found] == [[1.0], [2.0], [3.0], [4.0]]
 
 
+def test_efforts_are_told_apart(write, judged):
+    write("a", metrics={"R@1": 1.0})
+    write("a", metrics={"R@1": 2.0}, rules=RULES | {"effort": runs.choice("standard", "high")}, effort="high")
+    assert judged()["a"].values("R@1") == [1.0] and judged(effort="high")["a"].values("R@1") == [2.0]
+
+
 def test_a_damaged_result_is_named(write, judged):
     path = write("a")
     path.write_text(path.read_text()[:100])

@@ -197,7 +197,11 @@ def _cell(defense: Judged, row: str | int) -> str:
 
 
 def judged(
-    scale: str, mode: str = "fixed", dataset: str = "fashion-mnist", folder: Path | None = None
+    scale: str,
+    mode: str = "fixed",
+    dataset: str = "fashion-mnist",
+    folder: Path | None = None,
+    effort: str = "standard",
 ) -> dict[str, Judged]:
     """All defenses whose result files there are, by label, in the order of the labels.
 
@@ -206,6 +210,7 @@ def judged(
         mode: Of the ten rows.
         dataset: As it was given to the judge.
         folder: See `comparison.results`.
+        effort: Of robust recall.
 
     Raises:
         ResultError: Two runs of one label differ in more than seed and device, or have the same seed.
@@ -213,7 +218,7 @@ def judged(
     found: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     for record in results(JUDGE, folder, scale):
         settings = record["parameters"]
-        if (settings["mode"], settings["dataset"]) != (mode, dataset):
+        if (settings["mode"], settings["dataset"], settings.get("effort", "standard")) != (mode, dataset, effort):
             continue
         of_label = found[settings["label"]]
         for other in of_label.values():
