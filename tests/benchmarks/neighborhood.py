@@ -1,8 +1,8 @@
 """Which part of the kept neighborhood matters: `python -m tests.benchmarks.neighborhood [--write]`.
 
 A row changes what its name says. *Similarities* stand in the place of minus the distances, with a temperature of their
-own, 0.1; *NCA* is the loss as it is known, of similarities and without a margin. The loss of the first row is T times
-the softplus of a margin of soft minima, over T, with one temperature T; *soft margin* has 0.02 for the minima.
+own, 0.1; *NCA* is the loss as it is known, of similarities and without a margin. The loss of the first row is the
+softplus of (a margin of soft minima) / T, the minima with the same T; *soft margin* has 0.02 for the minima.
 """
 
 import sys
