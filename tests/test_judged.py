@@ -329,6 +329,22 @@ def test_a_difference_is_bold_where_one_beats_the_other(write, judged):
     assert found["a"].told_less(found["b"], 16) == "+0.0 ± 0.0"
 
 
+def test_differences_stand_side_by_side_five_pairs_at_a_time(write, judged):
+    for label, standing in (("a[-1]", "1111"), ("b", "1100"), ("c", "1010")):
+        for seed in (0, 1):
+            write(label, seed, {8: standing, 16: "0000"})
+    a, b, c = judged().values()
+    first, second = runs.differences([(a, b), *[(b, c)] * 5], (8, 16)).split("\n\n")
+    assert first.splitlines()[0] == "| | a[\N{MINUS SIGN}1] less b |" + " b less c |" * 4
+    assert second.splitlines() == [
+        "| | b less c |",
+        "| --- | ---: |",
+        "| 8/255 | +0.0 ± 0.0 |",
+        "| 16/255 | +0.0 ± 0.0 |",
+    ]
+    assert first.splitlines()[2].startswith("| 8/255 | +50.0 ± 0.0 | ")
+
+
 def test_one_seed_has_the_error_of_its_queries(write, judged):
     """For a metric, of which the file knows no queries, there is none."""
     write("a", standing={8: "1100"}, metrics={"R@1": 80.0})

@@ -33,7 +33,7 @@ from robret_lib.runs.comparison import (
     with_error,
     with_minus,
 )
-from robret_lib.runs.judged import Judged, doubted, judged, side_by_side
+from robret_lib.runs.judged import Judged, differences, doubted, judged, side_by_side
 from robret_lib.runs.parameters import (
     ParameterError,
     Rule,
@@ -67,6 +67,7 @@ __all__ = [
     "comparison",
     "comparison_table",
     "comparison_words",
+    "differences",
     "doubted",
     "either",
     "expected",

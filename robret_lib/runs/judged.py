@@ -180,6 +180,25 @@ def side_by_side(defenses: Sequence[Judged], rows: Sequence[str | int]) -> str:
     return "\n\n".join(tables)
 
 
+def differences(pairs: Sequence[tuple[Judged, Judged]], levels: Sequence[int]) -> str:
+    """Markdown tables with a column for each pair, as many as fit: what the first leaves less what the second leaves.
+
+    See `Judged.told_less`, also for the errors.
+
+    Args:
+        pairs: In their order.
+        levels: Radii of robust recall, times 255.
+    """
+    tables = []
+    for first in range(0, len(pairs), COLUMNS):
+        some = pairs[first : first + COLUMNS]
+        heads = (f"{with_minus(one.label)} less {with_minus(other.label)}" for one, other in some)
+        lines = [f"| | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(some)]
+        lines += [f"| {at}/255 | {' | '.join(one.told_less(other, at) for one, other in some)} |" for at in levels]
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
 def doubted(defenses: Iterable[Judged]) -> str:
     """A sentence on those whose robust recall a check doubts (`Judged.doubts`); empty where there are none."""
     told = [f"{with_minus(each.label)} (*{', '.join(each.doubts)}*)" for each in defenses if each.doubts]
