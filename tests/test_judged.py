@@ -345,6 +345,13 @@ def test_differences_stand_side_by_side_five_pairs_at_a_time(write, judged):
     assert first.splitlines()[2].startswith("| 8/255 | +50.0 ± 0.0 | ")
 
 
+def test_of_runs_without_a_common_seed_no_difference_stands_in_a_table(write, judged):
+    write("a", 0, {8: "1111"})
+    write("b", 1, {8: "1100"})
+    with pytest.raises(runs.ResultError, match="'a' and 'b' have no seed in common"):
+        runs.differences([tuple(judged().values())], (8,))
+
+
 def test_one_seed_has_the_error_of_its_queries(write, judged):
     """For a metric, of which the file knows no queries, there is none."""
     write("a", standing={8: "1100"}, metrics={"R@1": 80.0})

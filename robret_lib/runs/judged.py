@@ -102,14 +102,18 @@ class Judged:
         Raises:
             ResultError: They have no seed in common.
         """
-        if not self._shared(other):
-            raise ResultError(f"{self.label!r} and {other.label!r} have no seed in common: nothing to compare")
         apart = (f"{self.told_less(other, at)} at {at}/255" for at in self.levels)
         paired = "query by query" if len(self._shared(other)) == 1 else "seed by seed, in bold where decided"
         return f"{with_minus(self.label)} less {with_minus(other.label)}, {paired}: {', '.join(apart)}."
 
     def told_less(self, other: "Judged", level: int) -> str:
-        """What it leaves less what another defense leaves (see `left_less`), in bold where one `beats` the other."""
+        """What it leaves less what another defense leaves (see `left_less`), in bold where one `beats` the other.
+
+        Raises:
+            ResultError: They have no seed in common.
+        """
+        if not self._shared(other):
+            raise ResultError(f"{self.label!r} and {other.label!r} have no seed in common: nothing to compare")
         told = with_error(self.left_less(other, level), 1, signed=True)
         return f"**{told}**" if self.beats(other, level) or other.beats(self, level) else told
 
@@ -168,16 +172,11 @@ def side_by_side(defenses: Sequence[Judged], rows: Sequence[str | int]) -> str:
         defenses: In their order.
         rows: Metrics; radii of robust recall, times 255; "steps" and "spread" of the training.
     """
-    tables = []
-    for first in range(0, len(defenses), COLUMNS):
-        some = defenses[first : first + COLUMNS]
-        lines = ["| | " + " | ".join(with_minus(each.label) for each in some) + " |", "| --- |" + " ---: |" * len(some)]
-        lines.append(f"| trainings | {' | '.join(str(len(each.records)) for each in some)} |")
-        for row in rows:
-            told = f"{row}/255" if isinstance(row, int) else with_minus(row)
-            lines.append(f"| {told} | {' | '.join(_cell(each, row) for each in some)} |")
-        tables.append("\n".join(lines))
-    return "\n\n".join(tables)
+    names = ["trainings", *(f"{row}/255" if isinstance(row, int) else with_minus(row) for row in rows)]
+    columns = [
+        [with_minus(each.label), str(len(each.records)), *(_cell(each, row) for row in rows)] for each in defenses
+    ]
+    return _tables(names, columns)
 
 
 def differences(pairs: Sequence[tuple[Judged, Judged]], levels: Sequence[int]) -> str:
@@ -189,12 +188,23 @@ def differences(pairs: Sequence[tuple[Judged, Judged]], levels: Sequence[int]) -
         pairs: In their order.
         levels: Radii of robust recall, times 255.
     """
+    columns = [
+        [
+            f"{with_minus(one.label)} less {with_minus(other.label)}",
+            *(one.told_less(other, level) for level in levels),
+        ]
+        for one, other in pairs
+    ]
+    return _tables([f"{level}/255" for level in levels], columns)
+
+
+def _tables(names: Sequence[str], columns: Sequence[Sequence[str]]) -> str:
+    """Markdown tables of columns, the head of each first, as many as fit beside each other; ``names`` of the rows."""
     tables = []
-    for first in range(0, len(pairs), COLUMNS):
-        some = pairs[first : first + COLUMNS]
-        heads = (f"{with_minus(one.label)} less {with_minus(other.label)}" for one, other in some)
-        lines = [f"| | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(some)]
-        lines += [f"| {at}/255 | {' | '.join(one.told_less(other, at) for one, other in some)} |" for at in levels]
+    for first in range(0, len(columns), COLUMNS):
+        heads, *rows = zip(*columns[first : first + COLUMNS], strict=True)
+        lines = [f"| | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(heads)]
+        lines += [f"| {name} | {' | '.join(row)} |" for name, row in zip(names, rows, strict=True)]
         tables.append("\n".join(lines))
     return "\n\n".join(tables)
 
