@@ -1,0 +1,17 @@
+"""Binary codes and how good a ranking by Hamming distance is: MAP with its ties, precision at N, PR curves."""
+
+from robret_lib.hamming.average_precision import Ties, average_precisions, hamming_map, map_first_k_relevant
+from robret_lib.hamming.codes import codes_of, hamming_distance
+from robret_lib.hamming.curves import precision_at, precision_at_recall, precision_within
+
+__all__ = [
+    "Ties",
+    "average_precisions",
+    "codes_of",
+    "hamming_distance",
+    "hamming_map",
+    "map_first_k_relevant",
+    "precision_at",
+    "precision_at_recall",
+    "precision_within",
+]
