@@ -10,6 +10,7 @@ from torch import Tensor
 from robret_lib.data import check_labels, relevance, same_kind
 from robret_lib.distances import center_of, check_embeddings, doubtful_below, relative, squared_exactly
 from robret_lib.distances import pairwise_distance as pairwise_distance  # chapters know it as metrics'
+from robret_lib.hamming import hamming_map as hamming_map  # and so do users
 
 CHUNK_BYTES = 64 * 2**20
 """Size of one block of distances. Peak extra memory stays below eight such blocks (512 MiB) and one float32 copy of the

@@ -1,0 +1,253 @@
+"""Rankings by Hamming distance, judged as a slow loop judges them over every order of their ties."""
+
+from fractions import Fraction
+from itertools import permutations
+from math import floor
+
+import faiss
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robret_lib import hamming, metrics
+from robret_lib.data import DataError
+
+seeds = st.integers(0, 2**32 - 1)
+
+GALLERY = torch.tensor([[1, 1, 1, 1], [1, 1, 1, -1], [1, 1, -1, -1], [1, -1, -1, -1], [-1, -1, -1, -1], [1, -1, 1, 1]])
+GALLERY_LABELS = torch.tensor([[1, 0], [0, 1], [1, 0], [1, 1], [0, 1], [1, 0]])
+QUERIES = torch.tensor([[1, 1, 1, 1], [-1, -1, -1, 1]])
+QUERY_LABELS = torch.tensor([[1, 0], [0, 1]])
+WORLD = QUERIES, GALLERY, QUERY_LABELS, GALLERY_LABELS
+
+
+def world(seed, n_queries=6, n_gallery=7, bits=3, multi_hot=False, n_classes=3):
+    """Codes of few bits, so that there are ties, with labels; of the multi-hot ones some are empty."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = (n_queries, n_gallery)
+    codes = [2 * torch.randint(0, 2, (n, bits), generator=generator) - 1 for n in sizes]
+    if multi_hot:
+        labels = [(torch.rand(n, n_classes, generator=generator) < 0.35).to(torch.uint8) for n in sizes]
+    else:
+        labels = [torch.randint(0, n_classes, (n,), generator=generator) for n in sizes]
+    return *codes, *labels
+
+
+def distances_and_hits(queries, gallery, query_labels, gallery_labels):
+    """Of each query, (distance, relevant) of each item, in gallery order."""
+    for code, label in zip(queries.tolist(), query_labels.tolist(), strict=True):
+        items = []
+        for other, its in zip(gallery.tolist(), gallery_labels.tolist(), strict=True):
+            shared = label == its if isinstance(label, int) else any(a and b for a, b in zip(label, its, strict=True))
+            items.append((sum(a != b for a, b in zip(code, other, strict=True)), shared))
+        yield items
+
+
+def slow_ap(hits, depth=None):
+    hits = hits[:depth]
+    precisions = [Fraction(sum(hits[: i + 1]), i + 1) for i, hit in enumerate(hits) if hit]
+    return sum(precisions) / len(precisions) if precisions else Fraction(0)
+
+
+def rankings(items):
+    """Every ranking of a list of at most seven items that its distances allow."""
+    for order in set(permutations(range(len(items)))):
+        ranked = [items[i] for i in order]
+        if all(a[0] <= b[0] for a, b in zip(ranked, ranked[1:], strict=False)):
+            yield [hit for _, hit in ranked]
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=seeds, multi_hot=st.booleans(), depth=st.sampled_from([None, 1, 2, 3, 5, 6, 7, 9]))
+def test_expected_ties_are_the_mean_over_all_their_orders(seed, multi_hot, depth):
+    given = world(seed, n_queries=2, n_gallery=6, multi_hot=multi_hot)
+    expected = []
+    for items in distances_and_hits(*given):
+        aps = [slow_ap(ranking, depth) for ranking in rankings(items)]
+        expected.append(float(sum(aps) / len(aps)))
+    assert hamming.average_precisions(*given, depth).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=seeds, multi_hot=st.booleans())
+def test_best_and_worst_are_the_extremes_over_all_orders(seed, multi_hot):
+    given = world(seed, n_queries=2, n_gallery=6, multi_hot=multi_hot)
+    aps = [[float(slow_ap(ranking)) for ranking in rankings(items)] for items in distances_and_hits(*given)]
+    assert hamming.average_precisions(*given, ties="best").tolist() == pytest.approx([max(each) for each in aps])
+    assert hamming.average_precisions(*given, ties="worst").tolist() == pytest.approx([min(each) for each in aps])
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds, multi_hot=st.booleans(), bits=st.sampled_from([1, 3, 16, 64, 65, 130]), depth=st.integers(1, 60))
+def test_stable_ties_are_those_of_a_stable_sort(seed, multi_hot, bits, depth):
+    given = world(seed, 5, 50, bits, multi_hot)
+    expected = []
+    for items in distances_and_hits(*given):
+        expected.append(float(slow_ap([hit for _, hit in sorted(items, key=lambda item: item[0])], depth)))
+    found = hamming.average_precisions(*given, depth, "stable")
+    assert found.tolist() == pytest.approx(expected, abs=1e-12)
+    assert hamming.hamming_map(*given, depth, "stable") == pytest.approx(100 * np.mean(expected))
+
+
+def test_the_worked_example():
+    found = {
+        ties: hamming.average_precisions(*WORLD, ties=ties).tolist() for ties in ("stable", "best", "worst", "expected")
+    }
+    assert found["stable"] == pytest.approx([0.8041667, 0.8333333], abs=1e-7)
+    assert found["best"] == pytest.approx([0.8875, 0.8333333], abs=1e-7)
+    assert found["worst"] == pytest.approx([0.8041667, 0.7222222], abs=1e-7)
+    assert found["expected"] == pytest.approx([0.8458333, 0.7777778], abs=1e-7)
+    assert hamming.average_precisions(*WORLD, 3, "stable").tolist() == pytest.approx([0.8333333, 1.0], abs=1e-7)
+
+
+def test_a_shorter_list_of_answers_can_have_the_higher_precision_at_k():
+    """The example that users of DeepHash-pytorch complain about: AP@3 of [+ - -] is above that of [+ - +]."""
+    codes = torch.tensor([[1, 1, 1], [1, 1, -1], [1, -1, -1]])
+    query, label = torch.tensor([[1, 1, 1]]), torch.tensor([0])
+    with_two, with_one = torch.tensor([0, 1, 0]), torch.tensor([0, 1, 1])
+    assert hamming.average_precisions(query, codes, label, with_two, 3).item() == pytest.approx(5 / 6)
+    assert hamming.average_precisions(query, codes, label, with_one, 3).item() == 1.0
+
+
+def test_a_gallery_of_one_group_of_ties():
+    """All items at one distance: a random order of 16 relevant ones among 300, by simulation."""
+    generator = np.random.default_rng(0)
+    hits = np.zeros(300, bool)
+    hits[:16] = True
+    simulated = [float(slow_ap(list(generator.permutation(hits)), 40)) for _ in range(4000)]
+    query = torch.ones(1, 8)
+    found = hamming.average_precisions(
+        query, query.expand(300, 8), torch.tensor([1]), torch.from_numpy(hits).long(), top_k=40
+    )
+    assert abs(found.item() - np.mean(simulated)) < 4 * np.std(simulated) / 4000**0.5
+
+
+def test_more_queries_than_are_counted_at_once():
+    given = world(0, 600, 40, 16)
+    found = hamming.average_precisions(*given)
+    rows = [hamming.average_precisions(given[0][i : i + 1], given[1], given[2][i : i + 1], given[3]) for i in (0, 599)]
+    assert [found[0].item(), found[599].item()] == [row.item() for row in rows]
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=seeds, bits=st.sampled_from([8, 16, 64, 72, 128]))
+def test_distances_are_those_of_faiss(seed, bits):
+    queries, gallery, _, _ = world(seed, 4, 30, bits)
+    index = faiss.IndexBinaryFlat(bits)
+    index.add(np.packbits(gallery.numpy() > 0, axis=1))
+    distances, positions = index.search(np.packbits(queries.numpy() > 0, axis=1), 30)
+    found = hamming.hamming_distance(queries, gallery)
+    assert found.gather(1, torch.from_numpy(positions)).tolist() == distances.tolist()
+    assert torch.equal(found.long(), (bits - queries @ gallery.T) // 2)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=seeds, multi_hot=st.booleans())
+def test_precision_at_depths_is_the_mean_over_all_orders(seed, multi_hot):
+    given = world(seed, n_queries=2, n_gallery=6, multi_hot=multi_hot)
+    expected = torch.zeros(6, dtype=torch.float64)
+    for items in distances_and_hits(*given):
+        lists = list(rankings(items))
+        for depth in range(1, 7):
+            expected[depth - 1] += 50 * sum(sum(ranking[:depth]) / depth for ranking in lists) / len(lists)
+    torch.testing.assert_close(hamming.precision_at(*given, range(1, 7)), expected)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=seeds, multi_hot=st.booleans(), radius=st.integers(0, 3))
+def test_precision_within_a_radius(seed, multi_hot, radius):
+    given = world(seed, 5, 20, multi_hot=multi_hot)
+    shares = []
+    for items in distances_and_hits(*given):
+        near = [hit for distance, hit in items if distance <= radius]
+        shares.append(sum(near) / len(near) if near else 0.0)
+    assert hamming.precision_within(*given, radius) == pytest.approx(100 * np.mean(shares))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=seeds)
+def test_the_curve_of_precision_over_recall(seed):
+    given = world(seed, 5, 20)
+    recalls, expected = (0.01, 0.3, 0.5, 1.0), []
+    for items in distances_and_hits(*given):
+        hits = [hit for _, hit in sorted(items, key=lambda item: item[0])]
+        row = []
+        for recall in recalls if any(hits) else ():
+            wanted = max(1, floor(recall * sum(hits) + 1e-9))
+            depth = next(n for n in range(1, 21) if sum(hits[:n]) == wanted)
+            row.append(100 * wanted / depth)
+        expected += [row] if row else []
+    found = hamming.precision_at_recall(*given, recalls)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64).mean(0))
+
+
+def test_the_first_k_relevant_ones_are_another_measure_than_precision_at_k():
+    assert hamming.map_first_k_relevant(*WORLD, 100) == pytest.approx(hamming.hamming_map(*WORLD, ties="stable"))
+    first_two = (1 + 2 / 3) / 2, 1.0  # of the rankings + - + + + - and + + + - - -, if stable
+    stable = [[hit for _, hit in sorted(i, key=lambda item: item[0])] for i in distances_and_hits(*WORLD)]
+    slow = [np.mean([sum(hits[: i + 1]) / (i + 1) for i in np.flatnonzero(hits)[:2]]) for hits in stable]
+    assert hamming.map_first_k_relevant(*WORLD, 2) == pytest.approx(100 * np.mean(slow))
+    assert first_two[1] == slow[1]
+
+
+def test_items_and_queries_without_labels_answer_nothing():
+    labels = GALLERY_LABELS.clone()
+    labels[0] = 0
+    nothing = torch.zeros(1, 2, dtype=torch.long)
+    found = hamming.average_precisions(QUERIES, GALLERY, torch.cat([nothing, QUERY_LABELS[1:]]), labels)
+    assert found[0] == 0 and found[1] > 0
+    assert hamming.precision_within(QUERIES[:1], GALLERY, nothing, labels) == 0
+    with pytest.raises(ValueError, match="no query has a relevant item"):
+        hamming.precision_at_recall(QUERIES[:1], GALLERY, nothing, labels, (0.5,))
+
+
+def test_zero_and_nan_have_a_defined_sign():
+    assert hamming.codes_of(torch.tensor([[0.0, -0.0, 1e-30, -1e-30]])).tolist() == [[1, 1, 1, -1]]
+    with pytest.raises(ValueError, match="NaN"):
+        hamming.codes_of(torch.tensor([[0.0, torch.nan]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.float32, torch.float64, torch.bfloat16])
+def test_codes_may_have_any_type(dtype):
+    expected = hamming.hamming_map(*WORLD)
+    assert hamming.hamming_map(QUERIES.to(dtype), GALLERY.to(dtype), QUERY_LABELS, GALLERY_LABELS) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({0: QUERIES.float() / 2}, ValueError, "query codes with other values than -1 and"),
+        ({1: (GALLERY > 0).long()}, ValueError, "gallery codes with other values than -1 and"),
+        ({1: GALLERY[:, :3]}, ValueError, "query codes of 4 bits, gallery codes of 3"),
+        ({0: QUERIES[0]}, ValueError, r"query codes of shape \(4,\): expected \[N, bits\]"),
+        ({0: QUERIES[:0], 2: QUERY_LABELS[:0]}, ValueError, r"query codes of shape \(0, 4\)"),
+        ({2: QUERY_LABELS[:1]}, DataError, "2 query codes and 1 labels"),
+        ({3: GALLERY_LABELS[:, 0]}, DataError, "expected both"),
+        ({4: 0}, ValueError, "top_k=0: expected at least 1, or None"),
+        ({5: "random"}, ValueError, "ties='random': expected one of"),
+        ({4: 3, 5: "best"}, ValueError, "ties='best' with top_k=3: expected top_k=None"),
+    ],
+)
+def test_what_cannot_be_ranked_is_refused(change, error, message):
+    given = dict(enumerate((*WORLD, None, "expected"))) | change
+    with pytest.raises(error, match=message):
+        hamming.average_precisions(*given.values())
+
+
+def test_impossible_depths_recalls_and_radii_are_refused():
+    for call in (
+        lambda: hamming.precision_at(*WORLD, (0,)),
+        lambda: hamming.precision_at(*WORLD, (7,)),
+        lambda: hamming.precision_at_recall(*WORLD, (0.0,)),
+        lambda: hamming.precision_at_recall(*WORLD, ()),
+        lambda: hamming.precision_within(*WORLD, -1),
+        lambda: hamming.map_first_k_relevant(*WORLD, 0),
+    ):
+        with pytest.raises(ValueError, match="expected"):
+            call()
+
+
+def test_metrics_know_it_too():
+    assert metrics.hamming_map is hamming.hamming_map
