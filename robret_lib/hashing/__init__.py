@@ -1,0 +1,34 @@
+"""Deep hashing: losses of relaxed codes, one file each."""
+
+from robret_lib.hashing.batch import Batch, Known
+from robret_lib.hashing.centers import center_of_labels, hadamard_centers, random_centers
+from robret_lib.hashing.csq import CSQ
+from robret_lib.hashing.dch import DCH
+from robret_lib.hashing.dph import DPH
+from robret_lib.hashing.dpn import DPN
+from robret_lib.hashing.dpsh import DPSH
+from robret_lib.hashing.dsdh import DSDH
+from robret_lib.hashing.greedyhash import GreedyHash
+from robret_lib.hashing.hashnet import HashNet
+from robret_lib.hashing.known_codes import KnownCodes
+from robret_lib.hashing.orthohash import OrthoHash
+from robret_lib.hashing.swd import sliced_wasserstein
+
+__all__ = [
+    "CSQ",
+    "DCH",
+    "DPH",
+    "DPN",
+    "DPSH",
+    "DSDH",
+    "Batch",
+    "GreedyHash",
+    "HashNet",
+    "Known",
+    "KnownCodes",
+    "OrthoHash",
+    "center_of_labels",
+    "hadamard_centers",
+    "random_centers",
+    "sliced_wasserstein",
+]

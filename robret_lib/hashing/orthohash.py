@@ -1,0 +1,39 @@
+"""OrthoHash: a classifier whose weights are fixed codes, with a margin on the cosine; nothing else."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from robret_lib.attacks.fields import check_number
+from robret_lib.hashing.batch import Batch
+
+
+class OrthoHash(nn.Module):
+    """Cross-entropy of scaled cosines between outputs, batch-normalized, and random codes (Hoe et al., NeurIPS 2021).
+
+    The margin is taken off the cosines of the true classes, and the target is ``y / |y|``; an image without labels,
+    for which SAAT's code gives NaN, adds nothing.
+
+    Args:
+        classes, bits: Of the codes.
+        margin, scale: Of the cosines (SAAT's values).
+        seed: Of the codes.
+    """
+
+    centers: Tensor
+
+    def __init__(self, classes: int, bits: int, margin: float = 0.2, scale: float = 8.0, seed: int = 0) -> None:
+        super().__init__()
+        check_number("margin", margin, least=0)
+        check_number("scale", scale, above=0)
+        self.margin, self.scale, self.seed = margin, scale, seed
+        self.normalization = nn.BatchNorm1d(bits)
+        drawn = torch.randint(0, 2, (classes, bits), generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("centers", normalize(2.0 * drawn - 1))
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Scalar."""
+        cosines = normalize(self.normalization(batch.outputs)) @ self.centers.T.to(batch.outputs)
+        present = batch.multi_hot
+        logs = (self.scale * (cosines - self.margin * present)).log_softmax(1)
+        return -(present / present.sum(1, keepdim=True).clamp(min=1) * logs).sum(1).mean()
