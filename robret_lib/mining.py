@@ -64,6 +64,15 @@ def spc2_epoch(
         yield torch.stack([anchor, partner], dim=1).flatten()
 
 
+def shuffled_epoch(
+    size: int, batch: int, generator: torch.Generator, rank: int = 0, world: int = 1
+) -> Iterator[Tensor]:
+    """Batches of one pass over ``size`` images in random order; arguments and what is yielded as in `spc2_epoch`."""
+    order = torch.randperm(size, generator=generator)
+    order = torch.cat([order, order[torch.arange(-size % world)]])[rank::world]
+    yield from order.split(batch)
+
+
 def random(
     distances: Tensor, labels: Tensor, margin: float, generator: torch.Generator, mode: Mode = "fixed"
 ) -> Triplets:

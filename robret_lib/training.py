@@ -19,7 +19,7 @@ from functools import partial
 from itertools import count, islice
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,47 +31,76 @@ from tqdm import tqdm
 from robret_lib.attacks.fields import check_count, check_number, check_share
 from robret_lib.data import Split, as_float
 from robret_lib.files import written_whole
-from robret_lib.mining import spc2_epoch
+from robret_lib.mining import shuffled_epoch, spc2_epoch
 from robret_lib.models import evaluation_mode
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 """Images and a generator to images, as many of them."""
 
 
+Optimizer = Literal["adam", "sgd", "rmsprop"]
+
+OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to train (Adam).
+    """How long and how fast to train, and on which batches.
 
     Args:
         steps: Updates in all.
-        pairs: SPC-2 pairs per batch and process.
-        lr, weight_decay: Of Adam.
+        pairs: SPC-2 pairs per batch and process, for losses of triplets.
+        lr, weight_decay: Of the optimizer.
         seed: Of the batches and the sampler; the initial weights are the caller's.
         decay: Over which share of the steps, at the end, the learning rate falls in a straight line to zero; 0, as
             published, keeps it constant.
+        batch: In place of pairs: images per batch and process, of all images in random order, whatever their labels.
+        optimizer: "adam", "sgd" or "rmsprop".
+        momentum: Of "sgd".
+        milestones: After which shares of the steps the learning rate falls to a tenth.
 
     Raises:
         ValueError: An impossible number.
     """
 
     steps: int
-    pairs: int
+    pairs: int | None = None
     lr: float = 1e-3
     weight_decay: float = 1e-7
     seed: int = 0
     decay: float = 0.0
+    batch: int | None = None
+    optimizer: Optimizer = "adam"
+    momentum: float = 0.0
+    milestones: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         check_count("steps", self.steps)
-        check_count("pairs", self.pairs)
+        if (self.pairs is None) == (self.batch is None):
+            raise ValueError(f"pairs={self.pairs}, batch={self.batch}: expected one of the two")
+        if self.batch is None:
+            check_count("pairs", self.pairs)
+        else:
+            check_count("batch", self.batch)
         check_number("lr", self.lr, above=0)
         check_number("weight_decay", self.weight_decay, least=0)
         check_share("decay", self.decay)
+        check_number("momentum", self.momentum, least=0)
+        if self.optimizer not in OPTIMIZERS or (self.momentum and self.optimizer != "sgd"):
+            given = f"optimizer={self.optimizer!r}, momentum={self.momentum}"
+            raise ValueError(f"{given}: expected one of {tuple(OPTIMIZERS)}, and a momentum of sgd alone")
+        for share in self.milestones:
+            check_share("milestones", share)
+
+    @property
+    def images(self) -> int:
+        """New ones in a batch: one of each pair, or all."""
+        return self.batch or self.pairs
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
-        falling = self.decay * self.steps
-        return self.lr * min(1.0, (self.steps - step) / falling) if falling else self.lr
+        falling, passed = self.decay * self.steps, sum(step >= share * self.steps for share in self.milestones)
+        return self.lr * 0.1**passed * (min(1.0, (self.steps - step) / falling) if falling else 1.0)
 
 
 def train(
@@ -93,7 +122,8 @@ def train(
         data: Training images and int labels.
         objective: ``objective(model, images, labels, generator)`` is the scalar loss of a batch; weights of its own
             are trained too. Put into training mode. What in it has a method ``begin(steps, done)`` is told how long
-            the training is, and how far.
+            the training is, and how far; what has ``hold(rows, epoch)``, before each step, which images of ``data`` its
+            batch holds, int64 on the CPU, and of which pass.
         schedule: See `Schedule`.
         checkpoint: File to resume from if it exists, and to write every ``checkpoint_every`` steps and at the end.
         checkpoint_every: Steps between two checkpoints.
@@ -117,17 +147,17 @@ def train(
     device = next(model.parameters()).device
     step_module = _Step(model, objective).to(device)
     weights = [weight for weight in step_module.parameters() if weight.requires_grad]
-    optimizer = torch.optim.Adam(weights, lr=schedule.lr, weight_decay=schedule.weight_decay)
+    optimizer = _optimizer(weights, schedule)
     identity = asdict(schedule) | {"processes": world, "objective": _told(objective), "augment": _told(augment)}
     identity |= {"images": len(data), "data": _digest(data)} if checkpoint else {}
     start, loss_sum, history = _resume(checkpoint, step_module, optimizer, identity)
-    for part in objective.modules():
-        if hasattr(part, "begin"):
-            part.begin(schedule.steps, start)
+    _tell(objective, "begin", schedule.steps, start)
     replicas = DistributedDataParallel(step_module) if world > 1 else step_module
     batches = _batches(data.labels.cpu(), schedule, start, rank, world)
     for step in tqdm(range(start, schedule.steps), initial=start, total=schedule.steps, disable=not progress):
-        images, labels = _on_device(data, next(batches), device)
+        rows = next(batches)
+        _tell(objective, "hold", rows, step // _per_epoch(len(data), schedule, world))
+        images, labels = _on_device(data, rows, device)
         if augment is not None:
             images = augment(images, seeded(device, schedule.seed, 2, step, rank))
         step_module.train()
@@ -195,13 +225,31 @@ def _seeded_loss(replicas: nn.Module, images: Tensor, labels: Tensor, generator:
         return replicas(images, labels, generator)
 
 
+def _optimizer(weights: list[Tensor], schedule: Schedule) -> torch.optim.Optimizer:
+    momentum = {"momentum": schedule.momentum} if schedule.optimizer == "sgd" else {}
+    return OPTIMIZERS[schedule.optimizer](weights, lr=schedule.lr, weight_decay=schedule.weight_decay, **momentum)
+
+
+def _tell(objective: nn.Module, method: str, *news: object) -> None:
+    """Call a method of whatever in an objective has it."""
+    for part in objective.modules():
+        if hasattr(part, method):
+            getattr(part, method)(*news)
+
+
+def _per_epoch(size: int, schedule: Schedule, world: int) -> int:
+    return ceil(ceil(size / world) / schedule.images)
+
+
 def _batches(labels: Tensor, schedule: Schedule, start: int, rank: int, world: int) -> Iterator[Tensor]:
     """The batches of all steps from ``start`` on, epoch after epoch."""
-    per_epoch = ceil(ceil(len(labels) / world) / schedule.pairs)
-    first_epoch, skipped = divmod(start, per_epoch)
+    first_epoch, skipped = divmod(start, _per_epoch(len(labels), schedule, world))
     for epoch in count(first_epoch):
         generator = seeded(torch.device("cpu"), schedule.seed, 0, epoch)
-        batches = spc2_epoch(labels, schedule.pairs, generator, rank, world)
+        if schedule.batch:
+            batches = shuffled_epoch(len(labels), schedule.batch, generator, rank, world)
+        else:
+            batches = spc2_epoch(labels, schedule.pairs, generator, rank, world)
         yield from islice(batches, skipped if epoch == first_epoch else 0, None)
 
 
@@ -274,6 +322,8 @@ def _rank_and_world() -> tuple[int, int]:
 def _check(schedule: Schedule, data: Split, world: int, checkpoint_every: int, validate_every: int) -> None:
     if checkpoint_every < 1 or validate_every < 1:
         raise ValueError(f"checkpoint_every={checkpoint_every}, validate_every={validate_every}: expected at least 1")
+    if schedule.batch:
+        return
     if data.labels.ndim != 1:
         raise ValueError(f"labels of shape {tuple(data.labels.shape)}: SPC-2 batches need one int class per image [N]")
     if schedule.pairs == 1 or ceil(len(data) / world) % schedule.pairs == 1:

@@ -1,4 +1,4 @@
-"""GreedyHash: a classifier looks at the binary code itself, and its gradient passes through the sign as if it were not there."""
+"""GreedyHash: a classifier looks at the binary code; its gradient passes through the sign as if it were not there."""
 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -8,9 +8,9 @@ from robret_lib.hashing.batch import Batch
 
 
 class GreedyHash(nn.Module):
-    """Cross-entropy of a linear classifier of ``sign u``, plus lambda times ``mean ||u| - 1|^3`` (Su et al., NeurIPS 2018).
+    """Cross-entropy of a linear classifier of ``sign u``, plus lambda times ``mean ||u| - 1|^3``.
 
-    Of several labels the first is the class.
+    (Su et al., NeurIPS 2018.) Of several labels the first is the class.
 
     Args:
         classes, bits: Of the classifier.
