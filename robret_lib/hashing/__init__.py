@@ -11,6 +11,7 @@ from robret_lib.hashing.dsdh import DSDH
 from robret_lib.hashing.greedyhash import GreedyHash
 from robret_lib.hashing.hashnet import HashNet
 from robret_lib.hashing.known_codes import KnownCodes
+from robret_lib.hashing.objective import HashObjective
 from robret_lib.hashing.orthohash import OrthoHash
 from robret_lib.hashing.swd import sliced_wasserstein
 
@@ -24,6 +25,7 @@ __all__ = [
     "Batch",
     "GreedyHash",
     "HashNet",
+    "HashObjective",
     "Known",
     "KnownCodes",
     "OrthoHash",

@@ -37,6 +37,10 @@ class KnownCodes(nn.Module):
         self.codes.copy_(codes)
         self.seen.fill_(True)
 
+    def all(self) -> Known:
+        """Those that have been seen, or all with zeros; see ``unseen``."""
+        return self._kept(self.codes, self.seen)
+
     def with_batch(self, rows: Tensor, codes: Tensor) -> Known:
         """The training set with the codes ``[n, bits]`` of a batch filled in; outside training, nothing is kept.
 
@@ -50,10 +54,12 @@ class KnownCodes(nn.Module):
         if self.training:
             self.codes.copy_(kept)
             self.seen.copy_(seen)
+        return self._kept(kept, seen)
+
+    def _kept(self, codes: Tensor, seen: Tensor) -> Known:
         if self.unseen == "left out":
-            return Known(kept[seen], self.labels[seen])
-        labels = self.labels if self.labels.ndim == 1 else self.labels * seen[:, None]
-        return Known(kept, labels)
+            return Known(codes[seen], self.labels[seen])
+        return Known(codes, self.labels if self.labels.ndim == 1 else self.labels * seen[:, None])
 
 
 def _of_all_processes(part: Tensor) -> Tensor:

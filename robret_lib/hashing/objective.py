@@ -1,0 +1,57 @@
+"""What training minimizes where codes are learned: a hashing loss of the batch and of the training set as last seen."""
+
+import torch
+from torch import Tensor, nn
+
+from robret_lib.hashing.batch import Batch
+from robret_lib.hashing.continuation import Continuation, constant
+from robret_lib.hashing.known_codes import KnownCodes
+from robret_lib.hashing.swd import sliced_wasserstein
+
+
+class HashObjective(nn.Module):
+    """A hashing loss, for `training.train`, which tells it the rows of each batch.
+
+    Args:
+        loss: One of this package, called with a `Batch`.
+        known: The codes of the training set.
+        continuation: See `Continuation`.
+        quantizer: Weight of `swd.sliced_wasserstein` beside the loss: 0.1 in SAAT's HSWD, CSQ-C and DSDH-C.
+    """
+
+    epoch: Tensor
+    steps: Tensor
+
+    def __init__(
+        self, loss: nn.Module, known: KnownCodes, continuation: Continuation = constant, quantizer: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.loss, self.known, self.continuation, self.quantizer = loss, known, continuation, quantizer
+        self._rows: Tensor | None = None
+        self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def hold(self, rows: Tensor, epoch: int) -> None:
+        """Called before each step; see `training.train`."""
+        self._rows = rows.to(self.known.codes.device)
+        if epoch != self.epoch and hasattr(self.loss, "between_epochs"):
+            self.loss.between_epochs(self.known.all())
+        self.epoch.fill_(epoch)
+
+    def forward(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Scalar loss of a batch: images ``[n, C, H, W]`` in [0, 1], labels int ``[n]`` or multi-hot ``[n, C]``.
+
+        Raises:
+            RuntimeError: Nobody has said which images of the training set they are.
+        """
+        if self._rows is None or len(self._rows) != len(images):
+            raise RuntimeError(f"a batch of {len(images)} images: expected hold(rows, epoch) to be called before")
+        sharpness = self.continuation(self.steps.item(), self.epoch.item())
+        outputs = model(images)
+        known = self.known.with_batch(self._rows, torch.tanh(sharpness * outputs))
+        batch = Batch(outputs, labels, known, sharpness)
+        loss = self.loss(batch)
+        if self.quantizer:
+            loss = loss + self.quantizer * sliced_wasserstein(batch.codes, generator)
+        self.steps += self.training
+        return loss
