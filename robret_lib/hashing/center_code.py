@@ -1,0 +1,76 @@
+"""The code that lies at the center of what a label asks for: near all codes that share a label, far from all others."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from robret_lib.data import relevance, same_kind
+from robret_lib.hamming import codes_of
+from robret_lib.hamming.codes import check_codes
+
+Weights = Literal["binary", "jaccard", "cosine"]
+"""How much a code that shares labels counts: all alike (CgAT as released); the share of labels in common, among those
+of either (its first commits); the cosine of the label vectors (SAAT)."""
+
+
+def center_code(
+    labels: Tensor,
+    train_codes: Tensor,
+    train_labels: Tensor,
+    weights: Weights = "binary",
+    balanced: bool = True,
+) -> Tensor:
+    """The center code of each image, float in {-1, +1} ``[B, bits]``: the signs of `center_votes`, a draw being +1.
+
+    It minimizes the weighted Hamming distances to the codes that share a label, less those to the others, since each
+    bit adds to them alone (Wang et al., WWW 2023). Its negative maximizes them: the worst code an attack can reach.
+    Arguments and errors as there.
+    """
+    return codes_of(center_votes(labels, train_codes, train_labels, weights, balanced)).to(torch.float32)
+
+
+def center_votes(
+    labels: Tensor,
+    train_codes: Tensor,
+    train_labels: Tensor,
+    weights: Weights = "binary",
+    balanced: bool = True,
+) -> Tensor:
+    """For each bit the weighted mean of the codes that share a label, less the mean of the others, ``[B, bits]``.
+
+    Where one of the two sets is empty, the other decides alone. (CgAT's code multiplies by the number of the empty set
+    and has no center then.)
+
+    Args:
+        labels: int ``[B]`` or multi-hot ``[B, C]``.
+        train_codes: In {-1, +1}, ``[N, bits]``.
+        train_labels: As the labels.
+        weights: See `Weights`.
+        balanced: Whether both sets count alike; else sums stand in the place of means, as in CgAT's first commits,
+            where the larger set decides.
+
+    Raises:
+        ValueError: No codes, or no such weights.
+        DataError: No labels.
+    """
+    check_codes(train_codes, train_codes)
+    if weights not in get_args(Weights):
+        raise ValueError(f"weights={weights!r}: expected one of {get_args(Weights)}")
+    own = overlap(labels, train_labels, weights).to(train_codes.device, torch.float64)
+    others = (own == 0).double()
+    if balanced:
+        own, others = (part / part.sum(1, keepdim=True).clamp(min=1e-12) for part in (own, others))
+    return (own - others) @ train_codes.double()
+
+
+def overlap(labels: Tensor, others: Tensor, weights: Weights) -> Tensor:
+    """How alike the labels of images are, in [0, 1], ``[B, N]``; 0 where they share none, also where there are none."""
+    shared = relevance(labels, others).double()
+    labels, others = same_kind(labels, others)
+    if weights == "binary" or labels.ndim == 1:
+        return shared
+    common = labels.double() @ others.double().T
+    sizes, theirs = labels.sum(1, dtype=torch.float64)[:, None], others.sum(1, dtype=torch.float64)
+    either = sizes + theirs - common if weights == "jaccard" else (sizes * theirs).sqrt()
+    return common / either.clamp(min=1)

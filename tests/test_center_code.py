@@ -1,0 +1,91 @@
+"""The center code is the best of all codes, and its negative the worst."""
+
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robret_lib.data import relevance
+from robret_lib.hashing.center_code import center_code, center_votes, overlap
+
+CODES = torch.tensor([[1, -1, 1, -1], [-1, 1, 1, 1], [1, 1, -1, 1], [-1, -1, -1, 1]])
+LABELS = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("label", "own", "others", "expected"),
+    [
+        ([1, 0, 0], 2, 2, [8, 0, 0, -4]),
+        ([1, 1, 0], 3, 1, [4, 4, 4, -2]),
+        ([0, 0, 1], 1, 3, [-4, -4, -4, 2]),
+    ],
+)
+def test_the_worked_example(label, own, others, expected):
+    """By CgAT's formula: N_n times the sum over positives, less N_p times that over negatives."""
+    votes = center_votes(torch.tensor([label]), CODES, LABELS)[0]
+    torch.testing.assert_close(votes * own * others, torch.tensor(expected, dtype=torch.float64))
+    assert center_code(torch.tensor([label]), CODES, LABELS).tolist() == [[1.0 if v >= 0 else -1.0 for v in expected]]
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ([1, 0, 0], [2, -0.171573, 0.171573, -1.171573]),
+        ([1, 1, 0], [1.414214, 1.414214, 1.171573, -0.585786]),
+        ([0, 0, 1], [-4 / 3, -4 / 3, -4 / 3, 2 / 3]),
+        ([0, 0, 0], [0, 0, 0, -0.5]),
+    ],
+)
+def test_the_worked_example_of_the_mainstay_code(label, expected):
+    """SAAT's: cosine weights."""
+    votes = center_votes(torch.tensor([label]), CODES, LABELS, "cosine")[0]
+    assert votes.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), weights=st.sampled_from(["binary", "jaccard", "cosine"]))
+def test_no_code_is_nearer_to_its_own_and_farther_from_the_others(seed, weights):
+    generator = torch.Generator().manual_seed(seed)
+    codes = 2 * torch.randint(0, 2, (9, 5), generator=generator) - 1
+    labels = (torch.rand(9, 3, generator=generator) < 0.4).long()
+    asked = (torch.rand(4, 3, generator=generator) < 0.5).long()
+    own = overlap(asked, labels, weights)
+    others = (own == 0).double()
+    every = torch.tensor(list(product((-1, 1), repeat=5)))
+    distances = (5 - every @ codes.T).double() / 2
+    for row, code in enumerate(center_code(asked, codes, labels, weights)):
+        goals = distances @ (own[row] / own[row].sum().clamp(min=1e-12) - others[row] / others[row].sum().clamp(min=1))
+        place = (every == code).all(1).nonzero().item()
+        opposite = (every == -code).all(1).nonzero().item()
+        assert goals[place] == pytest.approx(goals.min().item(), abs=1e-9)
+        assert goals[opposite] == pytest.approx(goals.max().item(), abs=1e-9)
+
+
+def test_where_one_side_is_empty_the_other_decides():
+    all_share = torch.ones_like(LABELS)
+    assert center_code(torch.tensor([[1, 0, 0]]), CODES[:3], all_share[:3]).tolist() == [[1, 1, 1, 1]]
+    nobody = center_code(torch.tensor([[0, 0, 0]]), CODES[:1], LABELS[:1])
+    assert nobody.tolist() == (-CODES[:1]).tolist()
+
+
+def test_classes_may_be_numbers():
+    hot = torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 0]), 3)
+    by_number = center_code(torch.tensor([0, 2]), CODES, torch.tensor([0, 1, 2, 0]))
+    assert torch.equal(by_number, center_code(hot[[0, 2]], CODES, hot))
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"), [("binary", 1.0), ("jaccard", 1 / 3), ("cosine", 1 / 2**0.5 / 2**0.5)]
+)
+def test_weights_of_labels_in_common(weights, expected):
+    labels, others = torch.tensor([[1, 1, 0], [0, 0, 0]]), torch.tensor([[0, 1, 1], [0, 0, 0]])
+    found = overlap(labels, others, weights)
+    assert found[0].tolist() == pytest.approx([expected, 0.0]) and found[1].tolist() == [0.0, 0.0]
+    assert torch.equal(found > 0, relevance(labels, others))
+
+
+def test_unknown_weights_are_refused():
+    with pytest.raises(ValueError, match="weights='mean': expected one of"):
+        center_code(LABELS, CODES, LABELS, "mean")
