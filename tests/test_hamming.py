@@ -251,3 +251,40 @@ def test_impossible_depths_recalls_and_radii_are_refused():
 
 def test_metrics_know_it_too():
     assert metrics.hamming_map is hamming.hamming_map
+
+
+# Protocols
+
+
+def test_a_protocol_measures_and_says_how():
+    found = hamming.MapProtocol("a toy", 3, "stable").measure(*WORLD)
+    assert found.percent == pytest.approx(hamming.hamming_map(*WORLD, 3, "stable"))
+    assert str(found.protocol) == "MAP@3 on a toy, ties stable, queries without an answer zero"
+
+
+def test_queries_without_an_answer_count_zero_or_not_at_all():
+    """One that is answered beyond the depth has an answer, and counts zero in both."""
+    query_labels = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    gallery_labels = torch.tensor([[1, 0, 0], [1, 0, 0], [0, 1, 0]])
+    codes = torch.tensor([[1, 1, 1], [1, 1, -1], [-1, -1, -1]])
+    given = torch.ones(3, 3), codes, query_labels, gallery_labels
+    counted, left_out = (
+        hamming.MapProtocol("a toy", 1, unanswered=rule).measure(*given) for rule in ("zero", "left out")
+    )
+    assert counted.percent == pytest.approx(100 / 3) and left_out.percent == pytest.approx(50)
+    assert len(counted.by_query) == 3 and len(left_out.by_query) == 2
+    with pytest.raises(ValueError, match="no query has an answer"):
+        hamming.MapProtocol("a toy", unanswered="left out").measure(
+            given[0][2:], codes, query_labels[2:], gallery_labels
+        )
+
+
+def test_numbers_of_different_protocols_refuse_one_table():
+    measured = [hamming.MapProtocol("a toy", top_k).measure(*WORLD) for top_k in (None, None, 3)]
+    table = hamming.side_by_side({"a": measured[0], "b": measured[1]})
+    assert table.splitlines()[0] == "MAP@all on a toy, ties expected, queries without an answer zero:"
+    assert table.count("81.2") == 2
+    with pytest.raises(ValueError, match="MAPs of different top_k in one table: a: MAP@all .*; b: MAP@3"):
+        hamming.side_by_side({"a": measured[0], "b": measured[2]})
+    with pytest.raises(ValueError, match="no MAP"):
+        hamming.side_by_side({})
