@@ -34,12 +34,14 @@ class Centered(NamedTuple):
 
     def distances_from(self, queries: Tensor, distance: str = "N") -> Tensor:
         """Distances ``[A, B]`` from embeddings ``[A, D]`` to all items, see `pairwise_distance`."""
-        if distance not in ("N", "E", "C"):
-            raise ValueError(f'distance={distance!r}: expected "N", "E" or "C"')
+        if distance not in ("N", "E", "C", "H"):
+            raise ValueError(f'distance={distance!r}: expected "N", "E", "C" or "H"')
         with torch.autocast(queries.device.type, enabled=False):  # in bfloat16, whole classes would tie
             queries = queries.to(self.center.dtype) - self.center
             products = torch.addmm(self.squares, queries, self.columns, alpha=-2)
             squared = products.add_(queries.square().sum(1, keepdim=True)).clamp_(min=0)
+            if distance == "H":
+                return squared.div_(4)
             return squared.div_(2) if distance == "C" else squared.sqrt_()
 
     def pulled_back(self, slopes: Tensor, queries: Tensor, distances: Tensor, distance: str = "N") -> Tensor:
@@ -63,7 +65,8 @@ def pairwise_distance(queries: Tensor, gallery: Tensor, distance: str = "N") -> 
 
     Args:
         queries, gallery: Embeddings; unit vectors for distance "N" and "C".
-        distance: "N" and "E" are Euclidean, "C" is 1 - cosine, which for unit vectors is half the squared distance.
+        distance: "N" and "E" are Euclidean, "C" is 1 - cosine, which for unit vectors is half the squared distance;
+            "H" is the Hamming distance of codes in {-1, +1}, a quarter of it.
 
     One matrix product instead of a difference tensor: fast, but a vector's distance to itself comes out as up to about
     1e-3 of the size of the gallery rather than 0. Find self by index, never by the smallest distance.
@@ -82,6 +85,8 @@ def row_distance(u: Tensor, v: Tensor, distance: str = "N", offset: float = 0.0)
     """
     if distance == "C":
         return (u - v).square().sum(-1) / 2
+    if distance == "H":
+        return (u - v).square().sum(-1) / 4
     difference = u - v + offset if offset else u - v
     return torch.linalg.vector_norm(difference, dim=-1)
 

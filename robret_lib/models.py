@@ -16,8 +16,9 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from robret_lib.data import as_float
 
-Distance = Literal["N", "E", "C"]
-"""The tables' letters. N is Euclidean on unit vectors, E Euclidean on raw vectors, C the cosine distance."""
+Distance = Literal["N", "E", "C", "H"]
+"""The tables' letters. N is Euclidean on unit vectors, E Euclidean on raw vectors, C the cosine distance; and H is the
+Hamming distance between the signs of raw vectors."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -82,7 +83,8 @@ class EmbeddingModel(nn.Module):
     ) -> None:
         super().__init__()
         if distance not in ("N", "E", "C"):
-            raise ValueError(f'distance={distance!r}: expected "N", "E" or "C"')
+            hint = "; codes come from a HashModel" if distance == "H" else ""
+            raise ValueError(f'distance={distance!r}: expected "N", "E" or "C"{hint}')
         if (mean is None) != (std is None):
             raise ValueError(f"mean={mean}, std={std}: give both, or neither")
         self.distance: Distance = distance
@@ -110,6 +112,32 @@ class EmbeddingModel(nn.Module):
                 if has_batch_statistics(module):
                     module.training = False  # of this module alone: timm's batch norms hold dropout too
         return self
+
+
+class HashModel(EmbeddingModel):
+    """A backbone whose outputs f ``[B, bits]`` stand for binary codes: their signs are what is searched by.
+
+    It returns the outputs themselves. Losses and attacks see the relaxed codes ``tanh(alpha f)`` with a sharpness alpha
+    of their own, and a `Gallery` its ``codes``.
+
+    Args:
+        backbone: Maps ``[B, C, H, W]`` to ``[B, bits]``.
+        mean, std, frozen_batchnorm: As of `EmbeddingModel`.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        frozen_batchnorm: bool = True,
+    ) -> None:
+        super().__init__(backbone, "E", mean, std, frozen_batchnorm)
+        self.distance = "H"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Outputs ``[B, bits]``, any real numbers, of images ``[B, C, H, W]`` in [0, 1]."""
+        return self.features(images)
 
 
 def has_batch_statistics(module: nn.Module) -> bool:
@@ -172,7 +200,7 @@ def efficientnet_lite0(embedding_dim: int, pretrained: bool = True, distance: Di
         # The package names its layers differently but stores the same tensors in the same order.
         backbone.load_state_dict(dict(zip(backbone.state_dict(), weights.values(), strict=True)))
     backbone.classifier = nn.Linear(backbone.num_features, embedding_dim)
-    return EmbeddingModel(backbone, distance, mean=(0.5,) * 3, std=(0.5,) * 3)
+    return _wrapped(backbone, distance, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 def build(name: str, embedding_dim: int, pretrained: bool = False, distance: Distance = "N") -> EmbeddingModel:
@@ -181,7 +209,7 @@ def build(name: str, embedding_dim: int, pretrained: bool = False, distance: Dis
     Args:
         name: "c2f2", "c2f2_half" (half the channels), "efficientnet_lite0", a torchvision name ("resnet18") or any
             timm name; torchvision wins where both have one.
-        embedding_dim: Size D of the embedding; replaces the classifier.
+        embedding_dim: Size D of the embedding, bits of a code for distance "H"; replaces the classifier.
         pretrained: ImageNet weights. Lite0's come with pip; all others are downloaded by their library.
         distance: See `Distance`.
 
@@ -191,7 +219,7 @@ def build(name: str, embedding_dim: int, pretrained: bool = False, distance: Dis
     if name in ("c2f2", "c2f2_half"):
         if pretrained:
             raise ValueError(f"{name} has no ImageNet weights: expected pretrained=False")
-        return EmbeddingModel(C2F2(embedding_dim, width=1.0 if name == "c2f2" else 0.5), distance)
+        return _wrapped(C2F2(embedding_dim, width=1.0 if name == "c2f2" else 0.5), distance)
     if name == "efficientnet_lite0":
         return efficientnet_lite0(embedding_dim, pretrained, distance)
     if name in torchvision.models.list_models(module=torchvision.models):
@@ -200,14 +228,27 @@ def build(name: str, embedding_dim: int, pretrained: bool = False, distance: Dis
             if hasattr(backbone, head):
                 setattr(backbone, head, None)
                 backbone.aux_logits = False
-        return EmbeddingModel(_replace_classifier(backbone, embedding_dim), distance, IMAGENET_MEAN, IMAGENET_STD)
+        replaced = _replace_classifier(backbone, embedding_dim, keep_dropout=distance == "H")
+        return _wrapped(replaced, distance, IMAGENET_MEAN, IMAGENET_STD)
     if timm.is_model(name):
         backbone = timm.create_model(name, pretrained=pretrained, num_classes=embedding_dim, drop_rate=0.0)
         pixels = backbone.pretrained_cfg
-        return EmbeddingModel(backbone, distance, pixels["mean"], pixels["std"])
+        return _wrapped(backbone, distance, pixels["mean"], pixels["std"])
     raise ValueError(
         f"backbone {name!r}: expected c2f2, c2f2_half, efficientnet_lite0, or a name torchvision or timm lists"
     )
+
+
+def _wrapped(
+    backbone: nn.Module, distance: Distance, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> EmbeddingModel:
+    """The model of a backbone; codes begin with a small last layer, as published (CgAT, SAAT: N(0, 0.01), bias 0)."""
+    if distance != "H":
+        return EmbeddingModel(backbone, distance, mean, std)
+    head = [module for module in backbone.modules() if isinstance(module, nn.Linear)][-1]
+    nn.init.normal_(head.weight, std=0.01)
+    nn.init.zeros_(head.bias)
+    return HashModel(backbone, mean, std)
 
 
 def on_device(model: EmbeddingModel, device: torch.device | str) -> EmbeddingModel:
@@ -219,15 +260,15 @@ def on_device(model: EmbeddingModel, device: torch.device | str) -> EmbeddingMod
     return model.to(memory_format=torch.channels_last) if torch.device(device).type == "cpu" else model
 
 
-def _replace_classifier(backbone: nn.Module, embedding_dim: int) -> nn.Module:
-    """Swap the last linear layer for one to the embedding, and switch off the dropout before it."""
+def _replace_classifier(backbone: nn.Module, embedding_dim: int, keep_dropout: bool = False) -> nn.Module:
+    """Swap the last linear layer for one to the embedding; of the dropout before it, hash networks make use."""
     linears = [name for name, module in backbone.named_modules() if isinstance(module, nn.Linear)]
     if not linears:
         raise ValueError(f"{type(backbone).__name__} has no linear classifier to replace: wrap it by hand")
     parent_name, _, child = linears[-1].rpartition(".")
     parent = backbone.get_submodule(parent_name)
     for name, module in parent.named_children():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, nn.Dropout) and not keep_dropout:
             setattr(parent, name, nn.Identity())
     setattr(parent, child, nn.Linear(getattr(parent, child).in_features, embedding_dim))
     return backbone

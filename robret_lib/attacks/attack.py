@@ -72,11 +72,14 @@ class Plan(NamedTuple):
         loss: What the search minimizes: ``[B]`` of embeddings ``[B, D]``.
         measures: What is reported, by name: ``[B]`` each, of embeddings ``[B, D]``.
         answers: The same wish as a loss of lists, for `OnlyAnswers`; None where an attack has none.
+        at: The loss to descend along when a share of the search is over, see `search.passes.Loss`; None where it is
+            ``loss`` all the way.
     """
 
     loss: Callable[[Tensor], Tensor]
     measures: Callable[[Tensor], dict[str, Tensor]]
     answers: ListLoss | None = None
+    at: Callable[[float], Callable[[Tensor], Tensor]] | None = None
 
 
 class Attack(Protocol):

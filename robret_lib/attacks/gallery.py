@@ -9,6 +9,7 @@ from torch import Tensor
 
 from robret_lib.data import check_labels
 from robret_lib.distances import Centered, check_embeddings, row_distance
+from robret_lib.hamming import codes_of
 from robret_lib.models import Distance, EmbeddingModel, distance_of, embed
 
 SPREAD_SAMPLE = 256
@@ -40,7 +41,7 @@ class Gallery:
     """The benign gallery every attack is measured against.
 
     Args:
-        embeddings: ``[N, D]``, unit vectors for distance "N" and "C".
+        embeddings: ``[N, D]``, unit vectors for distance "N" and "C", any outputs of a `HashModel` for "H".
         distance: Of the model that made them.
         labels: int ``[N]`` or multi-hot ``[N, C]``, for the attacks that look at classes.
         images: ``[N, C, H, W]``, for the attacks that embed them once more with another model.
@@ -70,19 +71,29 @@ class Gallery:
         return len(self.embeddings)
 
     @cached_property
+    def items(self) -> Tensor:
+        """What distances are measured to, ``[N, D]``: the embeddings, or for "H" their signs."""
+        return self.codes.to(self.embeddings) if self.distance == "H" else self.embeddings
+
+    @cached_property
+    def codes(self) -> Tensor:
+        """Binary codes, int8 in {-1, +1} ``[N, bits]``: the signs of the embeddings, see `hamming.codes_of`."""
+        return codes_of(self.embeddings)
+
+    @cached_property
     def centered(self) -> Centered:
-        """The embeddings made ready for the distances to them."""
-        return Centered.of(self.embeddings)
+        """The items made ready for the distances to them."""
+        return Centered.of(self.items)
 
     @cached_property
     def centered_exactly(self) -> Centered:
         """The same in float64."""
-        return Centered.of(self.embeddings.double())
+        return Centered.of(self.items.double())
 
     @cached_property
     def length(self) -> Tensor:
-        """Root mean square length of the embeddings, a scalar."""
-        return self.embeddings.square().sum(1).mean().sqrt()
+        """Root mean square length of the items, a scalar."""
+        return self.items.square().sum(1).mean().sqrt()
 
     @cached_property
     def euclidean(self) -> "Gallery":
@@ -141,8 +152,8 @@ class Gallery:
 
     def _to(self, positions: Tensor) -> Tensor:
         """Distance from each item to the one at its position ``[N]``, float64."""
-        pairs = zip(self.embeddings.split(4096), positions.split(4096), strict=True)
-        return torch.cat([row_distance(u.double(), self.embeddings[at].double(), self.distance) for u, at in pairs])
+        pairs = zip(self.items.split(4096), positions.split(4096), strict=True)
+        return torch.cat([row_distance(u.double(), self.items[at].double(), self.distance) for u, at in pairs])
 
     def distances(self, positions: Tensor) -> Tensor:
         """Distances ``[*, N]`` from the items at ``positions [*]`` to all items."""
@@ -150,11 +161,19 @@ class Gallery:
 
     def distances_from(self, queries: Tensor) -> Tensor:
         """Distances ``[A, N]`` from any embeddings ``[A, D]`` to all items."""
-        return self.centered.distances_from(queries, self.distance)
+        return self.centered.distances_from(self._compared(queries), self.distance)
 
     def exact_distances_from(self, queries: Tensor) -> Tensor:
         """Distances ``[A, N]`` in float64, for ranks: float32 cannot tell neighbors where a gallery has collapsed."""
-        return self.centered_exactly.distances_from(queries, self.distance)
+        return self.centered_exactly.distances_from(self._compared(queries), self.distance)
+
+    def _compared(self, queries: Tensor) -> Tensor:
+        """What of embeddings ``[A, D]`` is compared with the items: their signs for "H", which have no slope."""
+        if self.distance != "H":
+            return queries
+        if queries.requires_grad:
+            raise TypeError("a loss of Hamming distances has no slope: attack hash codes with attacks.codes")
+        return codes_of(queries).to(queries)
 
     def pulled_back(self, slopes: Tensor, queries: Tensor, distances: Tensor) -> Tensor:
         """The gradient ``[A, D]`` by queries of a function of their distances, see `Centered.pulled_back`."""
@@ -182,5 +201,7 @@ class Gallery:
             distances = self.distances_from(queries[start : start + chunk])
             if own is not None:
                 distances.scatter_(1, own[start : start + chunk, None], torch.inf)
+            if self.distance == "H":  # most items are tied with others: in the order of the gallery
+                distances = distances.double() + torch.arange(len(self), device=distances.device) / len(self)
             nearest.append(distances.topk(size, dim=1, largest=False).indices)
         return torch.cat(nearest)

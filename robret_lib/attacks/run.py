@@ -170,8 +170,8 @@ class _Wanted:
     """The loss of some of the images in the space of a network: what a search is given as its `Loss`.
 
     Searches that ask for more than a loss find here: the same loss for another network (`on`) and for some of the
-    images, each as often as is liked (`part`), how many of them are planned at once (`at_once`), the `gallery`, and the
-    loss of lists (`plan.answers`).
+    images, each as often as is liked (`part`), how many of them are planned at once (`at_once`), the `gallery`, the loss
+    to descend along (`at`), and that of lists (`plan.answers`).
     """
 
     def __init__(
@@ -179,6 +179,7 @@ class _Wanted:
     ) -> None:
         benign = spaces.benign(network)
         self.plan = attack.plan(benign[rows], targets)
+        self.at = self.plan.at
         self.gallery, self.at_once = benign.gallery, _rows_at_once(attack, benign.gallery, PART)
         self._made_of = attack, spaces, network, rows, targets
 

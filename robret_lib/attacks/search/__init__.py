@@ -6,6 +6,7 @@ Every search is called as ``search(model, images, loss_fn, generator) -> images`
 from robret_lib.attacks.search.auto_pgd import AutoPGD
 from robret_lib.attacks.search.averaged import Averaged
 from robret_lib.attacks.search.beta import Beta
+from robret_lib.attacks.search.descent import Descent
 from robret_lib.attacks.search.nes import NES
 from robret_lib.attacks.search.passes import Loss, Search
 from robret_lib.attacks.search.pgd import PGD, pgd
@@ -22,6 +23,7 @@ __all__ = [
     "AutoPGD",
     "Averaged",
     "Beta",
+    "Descent",
     "Loss",
     "RandomSearch",
     "Search",

@@ -82,8 +82,8 @@ class AutoPGD:
     def _descend(self, model: nn.Module, x: Tensor, loss_fn: Loss, ball: Ball, nan: NanWatch) -> Best:
         make_schedule = self.schedule if callable(self.schedule) else SCHEDULES[self.schedule]
         schedule, best = make_schedule(ball, self.steps), Best(x)
-        for _ in range(self.steps):
-            loss, gradient = losses_and_gradient(model, x, loss_fn, nan)
+        for done in range(self.steps):
+            loss, gradient = losses_and_gradient(model, x, loss_fn, nan, done / self.steps)
             best.keep(x, loss)
             x = schedule.next(x, loss, gradient, best)
         last = losses(model, x, loss_fn, nan)

@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from robret_lib.models import embeddings_of
 
 Loss = Callable[[Tensor], Tensor]
-"""One loss per image, ``[B]`` of embeddings ``[B, D]``, each depending on its image alone."""
+"""One loss per image, ``[B]`` of embeddings ``[B, D]``, each depending on its image alone.
+
+A loss that is followed along others, as codes are along softer ones, has an ``at(share) -> Loss``, not None: the one to
+descend along when a share of the search is over. Which image is best is always said by the loss itself.
+"""
 
 
 class Search(Protocol):
@@ -58,8 +62,12 @@ def losses(model: nn.Module, images: Tensor, loss_fn: Loss, nan: "NanWatch") -> 
     return loss
 
 
-def losses_and_gradient(model: nn.Module, images: Tensor, loss_fn: Loss, nan: "NanWatch") -> tuple[Tensor, Tensor]:
-    """Losses ``[B]`` and their gradient to the images: one forward and one backward pass.
+def losses_and_gradient(
+    model: nn.Module, images: Tensor, loss_fn: Loss, nan: "NanWatch", share: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Losses ``[B]`` and the gradient to the images: one forward and one backward pass.
+
+    The gradient is that of ``loss_fn.at(share)`` where there is such a thing, see `Loss`.
 
     On its way through the model the gradient of each image is scaled by a power of two, so that half precision
     neither loses a small one nor overflows at a large one; for other types this changes no digit.
@@ -70,7 +78,9 @@ def losses_and_gradient(model: nn.Module, images: Tensor, loss_fn: Loss, nan: "N
         reached = embeddings.detach().requires_grad_(True)
         with torch.autocast(images.device.type, enabled=False):
             loss = _checked(loss_fn(reached), images)
-            (slopes,) = torch.autograd.grad(loss.sum(), reached)
+            at = getattr(loss_fn, "at", None)
+            followed = loss if at is None else at(share)(reached)
+            (slopes,) = torch.autograd.grad(followed.sum(), reached)
             scale = _power_of_two(slopes.abs().amax(1))
             (gradient,) = torch.autograd.grad(embeddings, images, slopes / scale[:, None])
     gradient = gradient * scale.to(gradient.dtype).view(-1, 1, 1, 1)

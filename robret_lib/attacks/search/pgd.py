@@ -65,8 +65,8 @@ class PGD:
         nan, step = NanWatch(ball.images.device), self.step * (ball.eps / self.eps)
         adversarial = ball.random_starts(1, generator)[0] if self.random_start else ball.images.clone()
         with frozen(model):
-            for _ in range(self.steps):
-                _, gradient = losses_and_gradient(model, adversarial, loss_fn, nan)
+            for done in range(self.steps):
+                _, gradient = losses_and_gradient(model, adversarial, loss_fn, nan, done / self.steps)
                 adversarial = ball.project(adversarial.sub_(steepest(gradient, self.norm).mul_(step)))
         nan.check()
         return adversarial

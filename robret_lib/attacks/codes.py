@@ -1,0 +1,189 @@
+"""Attacks on hash codes without a target: the ranking of a query gets as bad as it can.
+
+All measure ``average_precision`` in percent, where classes are known, so that its mean over all queries is the MAP that
+is left; and ``flipped``, the percent of bits that differ from the benign code. `bound_codes` says what an attack could
+reach at most, if it could set every bit.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robret_lib.attacks.answers import need_classes
+from robret_lib.attacks.attack import Benign, Plan
+from robret_lib.attacks.fields import check_number
+from robret_lib.attacks.gallery import Gallery
+from robret_lib.attacks.relaxed import OnCodes, check_hash_gallery, own_classes
+from robret_lib.data import relevance
+from robret_lib.hamming import codes_of
+from robret_lib.hashing.center_code import Weights, center_code
+
+
+@dataclass(frozen=True)
+class OwnCode(OnCodes):
+    """Away from the benign code: minimizes ``mean_k h~_k b_k`` with ``b = sign f(x)``.
+
+    Threat model of all attacks of this file: *knowledge*, white-box: the network, and what the attack looks at besides.
+    *Goal*: a bad ranking of the gallery by Hamming distance. *Norm* and *budget*: of the search. *What moves*: the
+    query. *Success*: the mean average precision that is left, over all queries.
+    """
+
+    def targets(self, benign: Benign, generator: torch.Generator | None) -> None:
+        return None
+
+    def plan(self, benign: Benign, targets: None) -> Plan:
+        own = codes_of(benign.embeddings).to(benign.embeddings)
+        return self.planned(benign, own_classes(benign), lambda codes: (codes * own).mean(1))
+
+
+@dataclass(frozen=True)
+class HammingAdversary(OnCodes):
+    """HAG: away from the benign relaxed code h, leaving alone what has been flipped (Yang et al., IEEE TCYB 2020).
+
+    With the mask ``m_k = [|h~_k - sign h_k| < 1 + t]`` it minimizes ``(sum_k m_k h~_k h_k / sum_k m_k + 1)^2 +
+    beta (mean_k m_k h~_k)^2`` of each image. (The authors' code and SAAT's port have no other loss; they differ in the
+    search, see `search.descent`. SAAT's takes the mean over a batch, so that its steps depend on the batch's size.)
+
+    Args:
+        threshold: t. A bit that is further than this on the other side counts no more.
+        weight: beta.
+    """
+
+    threshold: float = 0.5
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("threshold", self.threshold, least=0)
+        check_number("weight", self.weight, least=0)
+
+    def targets(self, benign: Benign, generator: torch.Generator | None) -> None:
+        return None
+
+    def plan(self, benign: Benign, targets: None) -> Plan:
+        own = torch.tanh(benign.embeddings)
+        return self.planned(benign, own_classes(benign), lambda codes: self.losses(codes, own))
+
+    def losses(self, codes: Tensor, own: Tensor) -> Tensor:
+        """``[B]`` of relaxed codes ``[B, bits]``, attacked and benign."""
+        mask = ((codes - own.sign()).abs() < 1 + self.threshold).to(codes)
+        alike = (mask * codes * own).sum(1) / (mask.sum(1) + 1e-8)
+        return (alike + 1).square() + self.weight * (mask * codes).mean(1).square()
+
+
+@dataclass(frozen=True)
+class RelevantCodes(OnCodes):
+    """SDHA: away from the codes of the items that share a label, the near ones first (ICMR 2021, as ported in SAAT).
+
+    Minimizes ``-(25 / K) mean_r w D_s(h~, r)`` over the codes r of known items that share a label, with the surrogate
+    distance of `surrogate_distance` and ``w = (D_H + 1e-8)^(-1/2)``. Without such an item it flees from the own code.
+    The published search adds the mean squared change of a pixel, see `search.descent.Adam`.
+
+    Args:
+        known: Items with their labels, the training set in the published code; None is the gallery.
+    """
+
+    known: Gallery | None = None
+
+    def targets(self, benign: Benign, generator: torch.Generator | None) -> None:
+        return None
+
+    def plan(self, benign: Benign, targets: None) -> Plan:
+        need_classes(self, benign)
+        known = _known(self.known, benign)
+        relevant = relevance(benign.labels, known.labels.to(benign.labels.device)).to(benign.embeddings)
+        items = known.codes.to(benign.embeddings)
+        own = codes_of(benign.embeddings).to(items)
+        alone = relevant.sum(1) == 0
+
+        def loss(codes: Tensor) -> Tensor:
+            far = weighted_distances(codes, items, relevant)
+            far_from_own = torch.stack([_weighted(code, other) for code, other in zip(codes, own, strict=True)])
+            return -25 / codes.shape[1] * torch.where(alone, far_from_own, far)
+
+        return self.planned(benign, own_classes(benign), loss)
+
+
+def _weighted(code: Tensor, other: Tensor) -> Tensor:
+    return weighted_distances(code[None], other[None], code.new_ones(1, 1))[0]
+
+
+def weighted_distances(codes: Tensor, items: Tensor, relevant: Tensor) -> Tensor:
+    """``mean_r w D_s(h, r)`` of relaxed codes ``[B, bits]`` over their relevant items ``[B, N]`` among ``[N, bits]``.
+
+    ``D_s = sum_k |h_k - r_k| s / 2 + 1 - s`` with ``s = sigmoid(5 h_k r_k)`` depends on a bit of r by its sign alone, so
+    that all items are two matrix products.
+    """
+    plus, minus = (
+        (codes - sign).abs() / 2 * torch.sigmoid(5 * codes * sign) + 1 - torch.sigmoid(5 * codes * sign)
+        for sign in (1.0, -1.0)
+    )
+    positive = (items > 0).to(codes)
+    surrogate = plus @ positive.T + minus @ (1 - positive).T
+    differing = (codes.shape[1] - codes.detach().sign() @ items.T) / 2
+    weights = relevant * (differing.clamp(min=0) + 1e-8).rsqrt()
+    return (weights * surrogate).sum(1) / relevant.sum(1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class CenterCode(OnCodes):
+    """Away from the center of what shares a label: CgA of CgAT (WWW 2023), and SAAT's mainstay attack (TIFS 2023).
+
+    The center code c of an image's own labels (`hashing.center_code`) is near all codes that share a label, and far
+    from the others; its negative is the worst code there is. With ``s_k = h~_k c_k`` it minimizes ``mean_k s_k``, or,
+    masked, the mean of ``(s_k + 2) s_k`` over the bits with ``s_k > -1/2``, which leaves alone what is flipped.
+
+    Args:
+        weights, balanced: Of the center code. "cosine" is the mainstay code.
+        masked: See above; published so, and weaker in our tables.
+        known: Items with their labels, the training set in the published code; None is the gallery.
+    """
+
+    weights: Weights = "binary"
+    balanced: bool = True
+    masked: bool = False
+    known: Gallery | None = None
+
+    def targets(self, benign: Benign, generator: torch.Generator | None) -> None:
+        return None
+
+    def plan(self, benign: Benign, targets: None) -> Plan:
+        need_classes(self, benign)
+        known = _known(self.known, benign)
+        center = center_code(benign.labels, known.codes, known.labels, self.weights, self.balanced)
+        center = center.to(benign.embeddings)
+        losses = masked_losses if self.masked else mean_losses
+        return self.planned(benign, own_classes(benign), lambda codes: losses(codes * center))
+
+
+def mean_losses(agreement: Tensor) -> Tensor:
+    """``[B]`` of ``s [B, bits]``."""
+    return agreement.mean(1)
+
+
+def masked_losses(agreement: Tensor) -> Tensor:
+    """The mean of ``(s + 2) s`` over the bits with ``s > -1/2``, ``[B]``; 0 where there are none (SAAT)."""
+    mask = (agreement > -0.5).to(agreement)
+    return (mask * (agreement + 2) * agreement).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def bound_codes(attack: OnCodes, benign: Benign) -> Tensor:
+    """The codes int8 ``[B, bits]`` at which the loss of an attack without a target is least."""
+    check_hash_gallery(benign.gallery)
+    if isinstance(attack, CenterCode):
+        known = _known(attack.known, benign)
+        return -codes_of(center_code(benign.labels, known.codes, known.labels, attack.weights, attack.balanced))
+    if isinstance(attack, RelevantCodes):
+        known = _known(attack.known, benign)
+        relevant = relevance(benign.labels, known.labels.to(benign.labels.device)).float()
+        return -codes_of(relevant @ known.codes.float().to(relevant.device))
+    return -codes_of(benign.embeddings)
+
+
+def _known(known: Gallery | None, benign: Benign) -> Gallery:
+    known = benign.gallery if known is None else known
+    check_hash_gallery(known)
+    if known.labels is None:
+        raise ValueError("known items without labels: give labels to Gallery.of")
+    return known

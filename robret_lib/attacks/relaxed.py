@@ -1,0 +1,89 @@
+"""What attacks on hash codes share: codes made soft enough to follow, and how good the ranking is that is left.
+
+A loss sees the outputs f of a `HashModel`. The relaxed code is ``h = tanh(alpha f)``: near the code where the sharpness
+alpha is large, but then hardly any gradient comes through it. Published attacks raise alpha from 0.1 to 1 on their way,
+and judge by the signs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from robret_lib.attacks.answers import has_classes
+from robret_lib.attacks.attack import Benign, Plan
+from robret_lib.attacks.fields import check_count
+from robret_lib.attacks.gallery import Gallery
+from robret_lib.hamming import average_precisions, codes_of
+
+Sharpness = Literal["rising", "one"]
+"""How alpha goes: from 0.1 to 1, in ten parts of the search (HAG, DHTA, SAAT); or 1 all the way."""
+
+ALPHAS = (0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+
+CodeLoss = Callable[[Tensor], Tensor]
+"""A loss ``[B]`` of relaxed codes ``[B, bits]``."""
+
+
+def alpha_at(share: float) -> float:
+    """alpha when a share of the search is over (SAAT, `get_alpha`)."""
+    return ALPHAS[min(int(share * len(ALPHAS) + 1e-9), len(ALPHAS) - 1)]
+
+
+@dataclass(frozen=True)
+class OnCodes:
+    """An attack on hash codes.
+
+    Args:
+        sharpness: See `Sharpness`.
+        top_k: Depth of the average precision that is measured; None is the whole gallery.
+    """
+
+    sharpness: Sharpness = "one"
+    top_k: int | None = None
+
+    rows = 1
+
+    def __post_init__(self) -> None:
+        if self.sharpness not in get_args(Sharpness):
+            raise ValueError(f"sharpness={self.sharpness!r}: expected one of {get_args(Sharpness)}")
+        if self.top_k is not None:
+            check_count("top_k", self.top_k)
+
+    def planned(self, benign: Benign, labels: Tensor | None, loss: CodeLoss) -> Plan:
+        """The plan of a loss of relaxed codes.
+
+        It measures ``flipped``, in how many percent of the bits a code differs from the benign one; and, by labels
+        where there are any, ``average_precision`` in percent, ties as expected over their orders. An image that is an
+        item itself is not left out.
+        """
+        check_hash_gallery(benign.gallery)
+
+        def at(share: float) -> CodeLoss:
+            return lambda outputs: loss(torch.tanh(alpha_at(share) * outputs))
+
+        own, gallery = codes_of(benign.embeddings), benign.gallery
+
+        def measures(outputs: Tensor) -> dict[str, Tensor]:
+            codes = codes_of(outputs)
+            found = {"flipped": 100 * (codes != own).float().mean(1)}
+            if labels is None:
+                return found
+            precisions = average_precisions(codes, gallery.codes, labels, gallery.labels.to(labels.device), self.top_k)
+            return found | {"average_precision": 100 * precisions.to(codes.device)}
+
+        rising = at if self.sharpness == "rising" else None
+        return Plan(lambda outputs: loss(torch.tanh(outputs)), measures, at=rising)
+
+
+def own_classes(benign: Benign) -> Tensor | None:
+    """The labels of the images, if an average precision can be had by them."""
+    return benign.labels if has_classes(benign) else None
+
+
+def check_hash_gallery(gallery: Gallery) -> None:
+    """Raise a ValueError unless it is one of hash codes."""
+    if gallery.distance != "H":
+        raise ValueError(f"a gallery with distance {gallery.distance!r}: expected one of a models.HashModel")

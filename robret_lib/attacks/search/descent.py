@@ -1,0 +1,102 @@
+"""Plain descent along the gradient itself, as the published attacks on hash codes do; their steps are as long as it is."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from robret_lib.attacks.fields import check_count, check_number, check_share
+from robret_lib.attacks.search.ball import Ball, Norm, check_images, check_length, check_norm
+from robret_lib.attacks.search.passes import Loss, NanWatch, losses_and_gradient
+from robret_lib.models import frozen
+
+Rule = Literal["sgd", "unit", "adam"]
+"""What a step is made of: the gradient; the gradient divided by its Euclidean length; or Adam's average of it."""
+
+
+@dataclass(frozen=True)
+class Descent:
+    """For ``steps`` times a step of an optimizer, projected to the ball; returns the last image. Called as in `Search`.
+
+    HAG and SDHA are published with it. Where the gradient is tiny, so are the steps of "sgd": a network that saturates
+    then looks robust.
+
+    Args:
+        eps: Radius of the ball around the image, in pixel units (images are in [0, 1]).
+        rate: Learning rate for the loss of one image. A loss that is published as the mean over a batch of n has n
+            times the rate there.
+        steps: Number of steps; each is one forward and one backward pass.
+        rule: See `Rule`.
+        momentum: Of "sgd".
+        fidelity: Weight of the mean squared change of a pixel, which is added to the loss (SDHA has 1).
+        norm: "linf" (largest change of a pixel) or "l2" (Euclidean length over all pixels).
+    """
+
+    eps: float
+    rate: float
+    steps: int
+    rule: Rule = "sgd"
+    momentum: float = 0.0
+    fidelity: float = 0.0
+    norm: Norm = "linf"
+
+    def __post_init__(self) -> None:
+        check_norm(self.norm)
+        check_length("eps", self.eps, self.norm)
+        check_number("rate", self.rate, above=0)
+        check_count("steps", self.steps)
+        check_share("momentum", self.momentum)
+        check_number("fidelity", self.fidelity, least=0)
+        if self.rule not in get_args(Rule):
+            raise ValueError(f"rule={self.rule!r}: expected one of {get_args(Rule)}")
+        if self.momentum and self.rule != "sgd":
+            raise ValueError(f"momentum={self.momentum} with rule={self.rule!r}: expected rule='sgd'")
+
+    @classmethod
+    def hag(cls, steps: int = 2000) -> "Descent":
+        """HAG's: in pixels of 0 to 255 eps 10 and a rate of 100 (Yang et al., the authors' `main.py`).
+
+        The authors stop once all bits are flipped and forget to clip to valid pixels; here neither.
+        """
+        return cls(10 / 255, 100 / 255**2, steps)
+
+    @classmethod
+    def hag_ported(cls, steps: int = 2000) -> "Descent":
+        """As SAAT ports it: a rate of 100 for the mean over 128 images in [0, 1], some 500 times as much."""
+        return cls(8 / 255, 100 / 128, steps, momentum=0.9)
+
+    @classmethod
+    def sdha(cls, steps: int = 1500) -> "Descent":
+        """SDHA's, as SAAT ports it."""
+        return cls(8 / 255, 0.01, steps, rule="adam", fidelity=1.0)
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, loss_fn: Loss, generator: torch.Generator | None = None
+    ) -> Tensor:
+        check_images(images)
+        images = images.detach()
+        if self.eps == 0:
+            return images.clone()
+        ball, nan, x = Ball(images, self.eps, self.norm), NanWatch(images.device), images.clone()
+        optimizer = self._optimizer(x)
+        with frozen(model):
+            for done in range(self.steps):
+                _, gradient = losses_and_gradient(model, x, loss_fn, nan, done / self.steps)
+                x.grad = self._direction(gradient, x - images)
+                optimizer.step()
+                ball.project(x)
+        nan.check()
+        x.grad = None
+        return x
+
+    def _optimizer(self, x: Tensor) -> torch.optim.Optimizer:
+        if self.rule == "adam":
+            return torch.optim.Adam([x], self.rate)
+        return torch.optim.SGD([x], self.rate, self.momentum)
+
+    def _direction(self, gradient: Tensor, change: Tensor) -> Tensor:
+        gradient = gradient + self.fidelity * 2 * change / change[0].numel()
+        if self.rule == "unit":
+            return gradient / gradient.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+        return gradient

@@ -1,0 +1,206 @@
+"""Attacks on hash codes with a target: the ranking of a query becomes that of images with other, chosen labels.
+
+Target labels are given, one label vector for each image, and shared by all attacks that are compared (`draw_labels`).
+All measure ``average_precision`` in percent by the *target* labels, so that its mean is the t-MAP; higher is stronger.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from robret_lib.attacks.attack import Benign, Plan
+from robret_lib.attacks.codes import mean_losses
+from robret_lib.attacks.fields import check_count, check_number
+from robret_lib.attacks.gallery import Gallery
+from robret_lib.attacks.relaxed import OnCodes
+from robret_lib.data import relevance, same_kind
+from robret_lib.hamming import codes_of
+from robret_lib.hashing.center_code import Weights, center_code
+
+TargetLoss = Literal["mean", "published", "symmetric"]
+"""Of ``s_k = h~_k c_k``: minus its mean; SAAT's, whose slope is zero at s = -1, where a bit is to be flipped; or its
+mirror image, with the largest slope there."""
+
+
+def draw_labels(labels: Tensor, gallery_labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """A target label vector for each image, drawn uniformly from those of the gallery that share no label with it.
+
+    Args:
+        labels: int ``[B]`` or multi-hot ``[B, C]``.
+        gallery_labels: Likewise; a vector without labels is no target.
+
+    Returns:
+        ``[B]`` or ``[B, C]``, in the dtype of the gallery's.
+
+    Raises:
+        ValueError: An image shares a label with all.
+    """
+    kinds = gallery_labels.unique(dim=0)
+    if kinds.ndim == 2:
+        kinds = kinds[kinds.sum(1) > 0]
+    possible = ~relevance(labels, kinds)
+    if not possible.any(1).all():
+        alone = int((~possible.any(1)).sum())
+        raise ValueError(f"{alone} images share a label with every label vector of the gallery: they have no target")
+    weights = possible.double().cpu()
+    return kinds[torch.multinomial(weights, 1, generator=generator)[:, 0].to(kinds.device)]
+
+
+@dataclass(frozen=True)
+class _Targeted(OnCodes):
+    """An attack towards the labels of others.
+
+    Args:
+        wanted: Target labels of all images, ``[B]`` or ``[B, C]``, see `draw_labels`.
+    """
+
+    wanted: Tensor = field(kw_only=True)
+
+    def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor:
+        """Positions ``[B, 1]`` of the first item that has exactly the target labels."""
+        return self.having_them(benign).int().argmax(1, keepdim=True)
+
+    def having_them(self, benign: Benign) -> Tensor:
+        """Which items have exactly the target labels, bool ``[B, N]``.
+
+        Raises:
+            ValueError: There is no such item for an image, or not one target for each.
+        """
+        if benign.gallery.labels is None:
+            raise ValueError(f"{type(self).__name__} needs classes: give labels to Gallery.of")
+        if len(self.wanted) != len(benign):
+            raise ValueError(f"{len(self.wanted)} target labels of {len(benign)} images: expected one each")
+        wanted, labels = same_kind(self.wanted.to(benign.gallery.labels.device), benign.gallery.labels)
+        same = wanted[:, None] == labels
+        same = same if same.ndim == 2 else same.all(2)
+        if not same.any(1).all():
+            raise ValueError(f"{int((~same.any(1)).sum())} of the target label vectors are those of no gallery item")
+        return same
+
+    def towards(self, benign: Benign, targets: Tensor, codes: Tensor, loss: TargetLoss = "mean") -> Plan:
+        """The plan of an attack towards codes ``[B, bits]``."""
+        codes, labels = codes.to(benign.embeddings), benign.gallery.labels[targets[:, 0]]
+        of_agreement = TARGET_LOSSES[loss]
+        return self.planned(benign, labels, lambda relaxed: of_agreement(relaxed * codes))
+
+
+def _published(agreement: Tensor) -> Tensor:
+    mask = (agreement < 0.5).to(agreement)
+    return -(mask * (agreement + 2) * agreement).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def _symmetric(agreement: Tensor) -> Tensor:
+    mask = (agreement < 0.5).to(agreement)
+    return (mask * (agreement - 2) * agreement).sum(1) / mask.sum(1).clamp(min=1)
+
+
+TARGET_LOSSES = {"mean": lambda agreement: -mean_losses(agreement), "published": _published, "symmetric": _symmetric}
+
+
+@dataclass(frozen=True)
+class PointToSet(_Targeted):
+    """DHTA: towards the code for which most of some items with the target labels vote, bit by bit (Bai et al., 2020).
+
+    The majority code has the smallest sum of Hamming distances to them, since each bit adds to it alone. Minimizes
+    minus ``mean_k h~_k c_k``.
+
+    Args:
+        items: How many items, drawn from those with exactly the target labels, with replacement where they are fewer;
+            1 is P2P. An odd number has no draws; a bit with one is +1.
+    """
+
+    items: int = 9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("items", self.items)
+
+    def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor:
+        found = []
+        for same in self.having_them(benign).double().cpu():
+            enough = int(same.sum()) >= self.items
+            found.append(torch.multinomial(same, self.items, replacement=not enough, generator=generator))
+        return torch.stack(found).to(benign.embeddings.device)
+
+    def plan(self, benign: Benign, targets: Tensor) -> Plan:
+        votes = benign.gallery.codes[targets].float().sum(1)
+        return self.towards(benign, targets, codes_of(votes))
+
+
+@dataclass(frozen=True)
+class TowardsCenter(_Targeted):
+    """SAAT's targeted attack: towards the center code of the target labels (TIFS 2023).
+
+    Args:
+        weights, balanced: Of the center code; "cosine" is the mainstay code.
+        loss: See `TargetLoss`.
+        known: Items with their labels, the training set in the published code; None is the gallery.
+    """
+
+    weights: Weights = "cosine"
+    balanced: bool = True
+    loss: TargetLoss = "symmetric"
+    known: Gallery | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss not in get_args(TargetLoss):
+            raise ValueError(f"loss={self.loss!r}: expected one of {get_args(TargetLoss)}")
+
+    def plan(self, benign: Benign, targets: Tensor) -> Plan:
+        known = benign.gallery if self.known is None else self.known
+        labels = benign.gallery.labels[targets[:, 0]]
+        center = center_code(labels, known.codes, known.labels, self.weights, self.balanced)
+        return self.towards(benign, targets, center, self.loss)
+
+
+@dataclass(frozen=True)
+class Prototype(_Targeted):
+    """THA and the code part of ProS-GAN: towards the code that a network has for the target labels (SIGIR, CVPR 2021).
+
+    Args:
+        network: Maps label vectors ``[B, C]`` to relaxed codes ``[B, bits]``, see `hashing.prototype`.
+    """
+
+    network: nn.Module = field(kw_only=True)
+
+    def plan(self, benign: Benign, targets: Tensor) -> Plan:
+        labels = benign.gallery.labels[targets[:, 0]]
+        with torch.no_grad():
+            codes = codes_of(self.network(labels.to(benign.embeddings)))
+        return self.towards(benign, targets, codes)
+
+
+@dataclass(frozen=True)
+class Collision(_Targeted):
+    """The very code of one item with the target labels: what a perceptual hash must not allow.
+
+    Minimizes the sum of ``[m - h~_k c_k]_+`` over the bits, which is zero only where all agree by the margin m, where
+    an average is content with most of them. Measures ``collision``, 100 where the codes are equal and 0 elsewhere.
+
+    Args:
+        margin: m, of relaxed bits.
+    """
+
+    margin: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("margin", self.margin, least=0)
+
+    def plan(self, benign: Benign, targets: Tensor) -> Plan:
+        target = benign.gallery.codes[targets[:, 0]]
+        labels = benign.gallery.labels[targets[:, 0]]
+
+        def loss(codes: Tensor) -> Tensor:
+            return (self.margin - codes * target).clamp(min=0).sum(1)
+
+        plan = self.planned(benign, labels, loss)
+
+        def measures(outputs: Tensor) -> dict[str, Tensor]:
+            equal = (codes_of(outputs) == target).all(1)
+            return plan.measures(outputs) | {"collision": 100 * equal.float()}
+
+        return plan._replace(measures=measures)
