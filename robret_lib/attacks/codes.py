@@ -112,8 +112,8 @@ def _weighted(code: Tensor, other: Tensor) -> Tensor:
 def weighted_distances(codes: Tensor, items: Tensor, relevant: Tensor) -> Tensor:
     """``mean_r w D_s(h, r)`` of relaxed codes ``[B, bits]`` over their relevant items ``[B, N]`` among ``[N, bits]``.
 
-    ``D_s = sum_k |h_k - r_k| s / 2 + 1 - s`` with ``s = sigmoid(5 h_k r_k)`` depends on a bit of r by its sign alone, so
-    that all items are two matrix products.
+    ``D_s = sum_k |h_k - r_k| s / 2 + 1 - s`` with ``s = sigmoid(5 h_k r_k)`` depends on a bit of r by its sign
+    alone, so that all items are two matrix products.
     """
     plus, minus = (
         (codes - sign).abs() / 2 * torch.sigmoid(5 * codes * sign) + 1 - torch.sigmoid(5 * codes * sign)

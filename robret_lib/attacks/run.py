@@ -170,8 +170,8 @@ class _Wanted:
     """The loss of some of the images in the space of a network: what a search is given as its `Loss`.
 
     Searches that ask for more than a loss find here: the same loss for another network (`on`) and for some of the
-    images, each as often as is liked (`part`), how many of them are planned at once (`at_once`), the `gallery`, the loss
-    to descend along (`at`), and that of lists (`plan.answers`).
+    images, each as often as is liked (`part`), how many of them are planned at once (`at_once`), the `gallery`, the
+    loss to descend along (`at`), and that of lists (`plan.answers`).
     """
 
     def __init__(

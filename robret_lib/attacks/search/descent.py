@@ -1,4 +1,4 @@
-"""Plain descent along the gradient itself, as the published attacks on hash codes do; their steps are as long as it is."""
+"""Descent along the gradient itself, as the published attacks on hash codes do: its steps are as long as it is."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
