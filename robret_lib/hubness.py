@@ -7,8 +7,8 @@ anybody does. A hub that serves few of the probes, those of one subject, stays i
 import torch
 from torch import Tensor
 
-from robret_lib.attacks.fields import check_count
 from robret_lib.distances import Centered, check_embeddings
+from robret_lib.fields import check_count
 
 CHUNK = 1024
 """Probes at once; decides memory, not the result."""

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from robret_lib.attacks.fields import check_count, check_number, check_share
 from robret_lib.data import Split, as_float
+from robret_lib.fields import check_count, check_number, check_share
 from robret_lib.files import written_whole
 from robret_lib.mining import shuffled_epoch, spc2_epoch
 from robret_lib.models import evaluation_mode

@@ -1,8 +1,8 @@
 """Attacks on hash codes without a target: the ranking of a query gets as bad as it can.
 
 All measure ``average_precision`` in percent, where classes are known, so that its mean over all queries is the MAP that
-is left; and ``flipped``, the percent of bits that differ from the benign code. `bound_codes` says what an attack could
-reach at most, if it could set every bit.
+is left; and ``flipped``, the percent of bits that differ from the benign code. The ``bound`` of an attack is the code it
+would choose if it could set every bit.
 """
 
 from dataclasses import dataclass
@@ -12,16 +12,28 @@ from torch import Tensor
 
 from robret_lib.attacks.answers import need_classes
 from robret_lib.attacks.attack import Benign, Plan
-from robret_lib.attacks.fields import check_number
 from robret_lib.attacks.gallery import Gallery
-from robret_lib.attacks.relaxed import OnCodes, check_hash_gallery, own_classes
+from robret_lib.attacks.relaxed import OnCodes, check_hash_gallery, masked_losses, mean_losses, own_classes
 from robret_lib.data import relevance
+from robret_lib.fields import check_number
 from robret_lib.hamming import codes_of
 from robret_lib.hashing.center_code import Weights, center_code
 
 
 @dataclass(frozen=True)
-class OwnCode(OnCodes):
+class _Away(OnCodes):
+    """An attack without a target."""
+
+    def targets(self, benign: Benign, generator: torch.Generator | None) -> None:
+        return None
+
+    def bound(self, benign: Benign) -> Tensor:
+        """The code int8 ``[B, bits]`` it would choose."""
+        return -codes_of(benign.embeddings)
+
+
+@dataclass(frozen=True)
+class OwnCode(_Away):
     """Away from the benign code: minimizes ``mean_k h~_k b_k`` with ``b = sign f(x)``.
 
     Threat model of all attacks of this file: *knowledge*, white-box: the network, and what the attack looks at besides.
@@ -29,16 +41,13 @@ class OwnCode(OnCodes):
     query. *Success*: the mean average precision that is left, over all queries.
     """
 
-    def targets(self, benign: Benign, generator: torch.Generator | None) -> None:
-        return None
-
     def plan(self, benign: Benign, targets: None) -> Plan:
         own = codes_of(benign.embeddings).to(benign.embeddings)
         return self.planned(benign, own_classes(benign), lambda codes: (codes * own).mean(1))
 
 
 @dataclass(frozen=True)
-class HammingAdversary(OnCodes):
+class HammingAdversary(_Away):
     """HAG: away from the benign relaxed code h, leaving alone what has been flipped (Yang et al., IEEE TCYB 2020).
 
     With the mask ``m_k = [|h~_k - sign h_k| < 1 + t]`` it minimizes ``(sum_k m_k h~_k h_k / sum_k m_k + 1)^2 +
@@ -58,9 +67,6 @@ class HammingAdversary(OnCodes):
         check_number("threshold", self.threshold, least=0)
         check_number("weight", self.weight, least=0)
 
-    def targets(self, benign: Benign, generator: torch.Generator | None) -> None:
-        return None
-
     def plan(self, benign: Benign, targets: None) -> Plan:
         own = torch.tanh(benign.embeddings)
         return self.planned(benign, own_classes(benign), lambda codes: self.losses(codes, own))
@@ -73,7 +79,7 @@ class HammingAdversary(OnCodes):
 
 
 @dataclass(frozen=True)
-class RelevantCodes(OnCodes):
+class RelevantCodes(_Away):
     """SDHA: away from the codes of the items that share a label, the near ones first (ICMR 2021, as ported in SAAT).
 
     Minimizes ``-(25 / K) mean_r w D_s(h~, r)`` over the codes r of known items that share a label, with the surrogate
@@ -85,9 +91,6 @@ class RelevantCodes(OnCodes):
     """
 
     known: Gallery | None = None
-
-    def targets(self, benign: Benign, generator: torch.Generator | None) -> None:
-        return None
 
     def plan(self, benign: Benign, targets: None) -> Plan:
         need_classes(self, benign)
@@ -103,6 +106,13 @@ class RelevantCodes(OnCodes):
             return -25 / codes.shape[1] * torch.where(alone, far_from_own, far)
 
         return self.planned(benign, own_classes(benign), loss)
+
+    def bound(self, benign: Benign) -> Tensor:
+        """Away from the majority of the relevant codes, bit by bit."""
+        known = _known(self.known, benign)
+        relevant = relevance(benign.labels, known.labels.to(benign.labels.device)).to(benign.embeddings)
+        away = -codes_of(relevant @ known.codes.to(relevant))
+        return torch.where(relevant.any(1, keepdim=True), away, super().bound(benign))
 
 
 def _weighted(code: Tensor, other: Tensor) -> Tensor:
@@ -127,7 +137,7 @@ def weighted_distances(codes: Tensor, items: Tensor, relevant: Tensor) -> Tensor
 
 
 @dataclass(frozen=True)
-class CenterCode(OnCodes):
+class CenterCode(_Away):
     """Away from the center of what shares a label: CgA of CgAT (WWW 2023), and SAAT's mainstay attack (TIFS 2023).
 
     The center code c of an image's own labels (`hashing.center_code`) is near all codes that share a label, and far
@@ -145,40 +155,16 @@ class CenterCode(OnCodes):
     masked: bool = False
     known: Gallery | None = None
 
-    def targets(self, benign: Benign, generator: torch.Generator | None) -> None:
-        return None
-
     def plan(self, benign: Benign, targets: None) -> Plan:
-        need_classes(self, benign)
-        known = _known(self.known, benign)
-        center = center_code(benign.labels, known.codes, known.labels, self.weights, self.balanced)
-        center = center.to(benign.embeddings)
+        center = -self.bound(benign).to(benign.embeddings)
         losses = masked_losses if self.masked else mean_losses
         return self.planned(benign, own_classes(benign), lambda codes: losses(codes * center))
 
-
-def mean_losses(agreement: Tensor) -> Tensor:
-    """``[B]`` of ``s [B, bits]``."""
-    return agreement.mean(1)
-
-
-def masked_losses(agreement: Tensor) -> Tensor:
-    """The mean of ``(s + 2) s`` over the bits with ``s > -1/2``, ``[B]``; 0 where there are none (SAAT)."""
-    mask = (agreement > -0.5).to(agreement)
-    return (mask * (agreement + 2) * agreement).sum(1) / mask.sum(1).clamp(min=1)
-
-
-def bound_codes(attack: OnCodes, benign: Benign) -> Tensor:
-    """The codes int8 ``[B, bits]`` at which the loss of an attack without a target is least."""
-    check_hash_gallery(benign.gallery)
-    if isinstance(attack, CenterCode):
-        known = _known(attack.known, benign)
-        return -codes_of(center_code(benign.labels, known.codes, known.labels, attack.weights, attack.balanced))
-    if isinstance(attack, RelevantCodes):
-        known = _known(attack.known, benign)
-        relevant = relevance(benign.labels, known.labels.to(benign.labels.device)).float()
-        return -codes_of(relevant @ known.codes.float().to(relevant.device))
-    return -codes_of(benign.embeddings)
+    def bound(self, benign: Benign) -> Tensor:
+        """The negative of the center code."""
+        need_classes(self, benign)
+        known = _known(self.known, benign)
+        return -codes_of(center_code(benign.labels, known.codes, known.labels, self.weights, self.balanced))
 
 
 def _known(known: Gallery | None, benign: Benign) -> Gallery:

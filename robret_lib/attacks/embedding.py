@@ -27,11 +27,11 @@ from robret_lib.attacks.answers import (
     to_nearest,
 )
 from robret_lib.attacks.attack import Benign, Plan, check_mode
-from robret_lib.attacks.fields import check_count, check_number
 from robret_lib.attacks.gallery import Gallery
 from robret_lib.attacks.ranking_losses import HingeItems, ItemSets, QueryHinges, SoftMargin
 from robret_lib.data import relevance
 from robret_lib.distances import row_distance
+from robret_lib.fields import check_count, check_number
 from robret_lib.mining import Mode
 
 HAIR = 5e-3

@@ -11,9 +11,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid, normalize
 
 from robret_lib.attacks.attack import Benign, Plan
-from robret_lib.attacks.fields import check_count, check_number
 from robret_lib.attacks.gallery import Gallery
 from robret_lib.distances import Centered
+from robret_lib.fields import check_count, check_number
 
 TINY = 1e-12
 """Temperature of a gallery whose distances are all alike."""

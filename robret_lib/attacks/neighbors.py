@@ -11,8 +11,8 @@ from torch import Tensor
 
 from robret_lib.attacks.answers import CHUNK, NO_ITEM, first_answer, has_classes, need_classes, others_and_own
 from robret_lib.attacks.attack import Benign, Plan
-from robret_lib.attacks.fields import check_count
 from robret_lib.distances import row_distance
+from robret_lib.fields import check_count
 
 HAIR = 1e-3
 """How far from the benign embedding the point lies from which `SelfMetric` flees, in distances to the furthest item."""

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robret_lib.attacks.fields import check_count
 from robret_lib.attacks.oracle import RankingOracle
 from robret_lib.attacks.search.passes import Loss
 from robret_lib.attacks.search.values import ValueSearch
+from robret_lib.fields import check_count
 
 
 @dataclass(frozen=True)

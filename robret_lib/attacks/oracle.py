@@ -5,8 +5,8 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
-from robret_lib.attacks.fields import check_count
 from robret_lib.attacks.gallery import Gallery
+from robret_lib.fields import check_count
 from robret_lib.models import embed
 
 AT_ONCE = 256

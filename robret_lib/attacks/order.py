@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from robret_lib.attacks.attack import Benign, ListLoss, Plan, check_mode
-from robret_lib.attacks.fields import check_count, check_number
 from robret_lib.attacks.ranking_losses import HingeItems, QueryHinges
 from robret_lib.distances import row_distance
+from robret_lib.fields import check_count, check_number
 from robret_lib.mining import Mode
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from robret_lib.attacks.answers import closer_items
 from robret_lib.attacks.attack import Benign, Plan, check_mode
-from robret_lib.attacks.fields import check_count, check_number
 from robret_lib.attacks.gallery import Gallery
 from robret_lib.attacks.ranking_losses import HingeItems, QueryHinges, SortedDistances
 from robret_lib.distances import row_distance
+from robret_lib.fields import check_count, check_number
 from robret_lib.mining import Mode
 
 __all__ = ["CandidateAttack", "Direction", "Gallery", "QueryAttack", "SemanticsPreservingQueryAttack"]

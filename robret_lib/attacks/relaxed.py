@@ -14,8 +14,8 @@ from torch import Tensor
 
 from robret_lib.attacks.answers import has_classes
 from robret_lib.attacks.attack import Benign, Plan
-from robret_lib.attacks.fields import check_count
 from robret_lib.attacks.gallery import Gallery
+from robret_lib.fields import check_count
 from robret_lib.hamming import average_precisions, codes_of
 
 Sharpness = Literal["rising", "one"]
@@ -76,6 +76,17 @@ class OnCodes:
 
         rising = at if self.sharpness == "rising" else None
         return Plan(lambda outputs: loss(torch.tanh(outputs)), measures, at=rising)
+
+
+def mean_losses(agreement: Tensor) -> Tensor:
+    """``[B]`` of ``s [B, bits]``."""
+    return agreement.mean(1)
+
+
+def masked_losses(agreement: Tensor) -> Tensor:
+    """The mean of ``(s + 2) s`` over the bits with ``s > -1/2``, ``[B]``; 0 where there are none (SAAT)."""
+    mask = (agreement > -0.5).to(agreement)
+    return (mask * (agreement + 2) * agreement).sum(1) / mask.sum(1).clamp(min=1)
 
 
 def own_classes(benign: Benign) -> Tensor | None:

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from robret_lib.attacks.attack import Benign, Plan
-from robret_lib.attacks.codes import mean_losses
-from robret_lib.attacks.fields import check_count, check_number
 from robret_lib.attacks.gallery import Gallery
-from robret_lib.attacks.relaxed import OnCodes
+from robret_lib.attacks.relaxed import OnCodes, mean_losses
 from robret_lib.data import relevance, same_kind
+from robret_lib.fields import check_count, check_number
 from robret_lib.hamming import codes_of
 from robret_lib.hashing.center_code import Weights, center_code
 
@@ -54,9 +53,16 @@ class _Targeted(OnCodes):
 
     Args:
         wanted: Target labels of all images, ``[B]`` or ``[B, C]``, see `draw_labels`.
+        loss: See `TargetLoss`.
     """
 
     wanted: Tensor = field(kw_only=True)
+    loss: TargetLoss = "mean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss not in get_args(TargetLoss):
+            raise ValueError(f"loss={self.loss!r}: expected one of {get_args(TargetLoss)}")
 
     def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor:
         """Positions ``[B, 1]`` of the first item that has exactly the target labels."""
@@ -79,11 +85,18 @@ class _Targeted(OnCodes):
             raise ValueError(f"{int((~same.any(1)).sum())} of the target label vectors are those of no gallery item")
         return same
 
-    def towards(self, benign: Benign, targets: Tensor, codes: Tensor, loss: TargetLoss = "mean") -> Plan:
-        """The plan of an attack towards codes ``[B, bits]``."""
-        codes, labels = codes.to(benign.embeddings), benign.gallery.labels[targets[:, 0]]
-        of_agreement = TARGET_LOSSES[loss]
-        return self.planned(benign, labels, lambda relaxed: of_agreement(relaxed * codes))
+    def bound(self, benign: Benign, targets: Tensor) -> Tensor:
+        """The code int8 ``[B, bits]`` it would choose: that of the first target."""
+        return benign.gallery.codes[targets[:, 0]]
+
+    def plan(self, benign: Benign, targets: Tensor) -> Plan:
+        codes = self.bound(benign, targets).to(benign.embeddings)
+        losses = TARGET_LOSSES[self.loss]
+        return self.planned(benign, self.labels(benign, targets), lambda relaxed: losses(relaxed * codes))
+
+    def labels(self, benign: Benign, targets: Tensor) -> Tensor:
+        """The target labels in the dtype of the gallery's."""
+        return benign.gallery.labels[targets[:, 0]]
 
 
 def _published(agreement: Tensor) -> Tensor:
@@ -124,9 +137,9 @@ class PointToSet(_Targeted):
             found.append(torch.multinomial(same, self.items, replacement=not enough, generator=generator))
         return torch.stack(found).to(benign.embeddings.device)
 
-    def plan(self, benign: Benign, targets: Tensor) -> Plan:
-        votes = benign.gallery.codes[targets].float().sum(1)
-        return self.towards(benign, targets, codes_of(votes))
+    def bound(self, benign: Benign, targets: Tensor) -> Tensor:
+        """The code most of them vote for."""
+        return codes_of(benign.gallery.codes[targets].float().sum(1))
 
 
 @dataclass(frozen=True)
@@ -135,7 +148,6 @@ class TowardsCenter(_Targeted):
 
     Args:
         weights, balanced: Of the center code; "cosine" is the mainstay code.
-        loss: See `TargetLoss`.
         known: Items with their labels, the training set in the published code; None is the gallery.
     """
 
@@ -144,16 +156,11 @@ class TowardsCenter(_Targeted):
     loss: TargetLoss = "symmetric"
     known: Gallery | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.loss not in get_args(TargetLoss):
-            raise ValueError(f"loss={self.loss!r}: expected one of {get_args(TargetLoss)}")
-
-    def plan(self, benign: Benign, targets: Tensor) -> Plan:
+    def bound(self, benign: Benign, targets: Tensor) -> Tensor:
+        """The center code of the target labels."""
         known = benign.gallery if self.known is None else self.known
-        labels = benign.gallery.labels[targets[:, 0]]
-        center = center_code(labels, known.codes, known.labels, self.weights, self.balanced)
-        return self.towards(benign, targets, center, self.loss)
+        labels = self.labels(benign, targets)
+        return codes_of(center_code(labels, known.codes, known.labels, self.weights, self.balanced))
 
 
 @dataclass(frozen=True)
@@ -166,11 +173,10 @@ class Prototype(_Targeted):
 
     network: nn.Module = field(kw_only=True)
 
-    def plan(self, benign: Benign, targets: Tensor) -> Plan:
-        labels = benign.gallery.labels[targets[:, 0]]
+    def bound(self, benign: Benign, targets: Tensor) -> Tensor:
+        """The signs of what the network says."""
         with torch.no_grad():
-            codes = codes_of(self.network(labels.to(benign.embeddings)))
-        return self.towards(benign, targets, codes)
+            return codes_of(self.network(self.labels(benign, targets).to(benign.embeddings)))
 
 
 @dataclass(frozen=True)
@@ -191,13 +197,12 @@ class Collision(_Targeted):
         check_number("margin", self.margin, least=0)
 
     def plan(self, benign: Benign, targets: Tensor) -> Plan:
-        target = benign.gallery.codes[targets[:, 0]]
-        labels = benign.gallery.labels[targets[:, 0]]
+        target = self.bound(benign, targets)
 
         def loss(codes: Tensor) -> Tensor:
             return (self.margin - codes * target).clamp(min=0).sum(1)
 
-        plan = self.planned(benign, labels, loss)
+        plan = self.planned(benign, self.labels(benign, targets), loss)
 
         def measures(outputs: Tensor) -> dict[str, Tensor]:
             equal = (codes_of(outputs) == target).all(1)

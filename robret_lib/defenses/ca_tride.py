@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from robret_lib import mining
 from robret_lib.attacks import PGD
-from robret_lib.attacks.fields import check_count, check_number
 from robret_lib.attacks.search import Loss
 from robret_lib.defenses.collapse import collapseness, smallest_half
 from robret_lib.defenses.inner import AttackedTriplets, a_hair_aside
 from robret_lib.defenses.memory import Progress
+from robret_lib.fields import check_count, check_number
 from robret_lib.mining import Mode
 from robret_lib.models import Distance
 from robret_lib.objectives import MARGIN

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from robret_lib import mining
 from robret_lib.attacks import Search
-from robret_lib.attacks.fields import check_number
 from robret_lib.defenses.inner import AttackedTriplets
 from robret_lib.defenses.memory import LastLoss
+from robret_lib.fields import check_number
 from robret_lib.mining import Mode, Sampler
 from robret_lib.models import Distance
 from robret_lib.objectives import MARGIN, TripletObjective

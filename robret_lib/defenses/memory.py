@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from robret_lib.attacks.fields import check_count
+from robret_lib.fields import check_count
 
 
 class Progress(nn.Module):

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from robret_lib.attacks import PGD, AutoPGD
-from robret_lib.attacks.fields import check_number, check_share
 from robret_lib.defenses.inner import check_inner
 from robret_lib.defenses.memory import Progress
 from robret_lib.defenses.radius import DrawnRadius, shrunk
+from robret_lib.fields import check_number, check_share
 from robret_lib.models import distance_of
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from robret_lib.attacks.fields import check_number
+from robret_lib.fields import check_number
 from robret_lib.hashing.batch import Batch
 from robret_lib.hashing.centers import center_of_labels, hadamard_centers, random_centers
 

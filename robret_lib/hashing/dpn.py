@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from robret_lib.attacks.fields import check_number
+from robret_lib.fields import check_number
 from robret_lib.hashing.batch import Batch
 from robret_lib.hashing.centers import center_of_labels, random_centers
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from robret_lib.attacks.fields import check_number
+from robret_lib.fields import check_number
 from robret_lib.hashing.batch import Batch, Known, likelihood
 
 ROUNDS = 10

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from robret_lib.attacks.fields import check_number
+from robret_lib.fields import check_number
 from robret_lib.hashing.batch import Batch
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from robret_lib.attacks.fields import check_number
+from robret_lib.fields import check_number
 from robret_lib.hashing.batch import Batch, balanced, likelihood
 
 

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, get_args
 
 from robret_lib import mining, models
 from robret_lib.attacks.attack import check_mode
-from robret_lib.attacks.fields import check_count, check_number, check_share
+from robret_lib.fields import check_count, check_number, check_share
 from robret_lib.training import Schedule
 
 DefenseName = Literal["est", "ses", "rest", "act", "min_max", "ramd", "panum", "hm", "ca_tride", "fare", "neighborhood"]

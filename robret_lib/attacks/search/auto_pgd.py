@@ -7,10 +7,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from robret_lib.attacks.fields import check_count
 from robret_lib.attacks.search.ball import Ball, Norm, check_images, check_length, check_norm
 from robret_lib.attacks.search.passes import Loss, NanWatch, losses, losses_and_gradient
 from robret_lib.attacks.search.schedules import APGD, Best, Falling, Schedule
+from robret_lib.fields import check_count
 from robret_lib.models import frozen
 
 ScheduleName = Literal["falling", "momentum", "apgd"]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robret_lib.attacks.fields import check_count
 from robret_lib.attacks.search.passes import Loss, Search, check_search
+from robret_lib.fields import check_count
 
 
 @dataclass(frozen=True)

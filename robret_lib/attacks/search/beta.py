@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robret_lib.attacks.fields import check_number
 from robret_lib.attacks.search.draws import Draws
 from robret_lib.attacks.search.space import LARGE, Space
 from robret_lib.attacks.search.values import ValueSearch
+from robret_lib.fields import check_number
 
 BOUNDS = 1e-7, 1e3
 """Of both parameters (the order attack's code, `Batk`)."""

@@ -6,9 +6,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from robret_lib.attacks.fields import check_count, check_number, check_share
 from robret_lib.attacks.search.ball import Ball, Norm, check_images, check_length, check_norm
 from robret_lib.attacks.search.passes import Loss, NanWatch, losses_and_gradient
+from robret_lib.fields import check_count, check_number, check_share
 from robret_lib.models import frozen
 
 Rule = Literal["sgd", "unit", "adam"]

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from robret_lib.attacks.fields import check_number
 from robret_lib.attacks.search.antithetic import Antithetic
 from robret_lib.attacks.search.draws import Draws
+from robret_lib.fields import check_number
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robret_lib.attacks.fields import check_count
 from robret_lib.attacks.search.ball import (
     Ball,
     Norm,
@@ -16,6 +15,7 @@ from robret_lib.attacks.search.ball import (
     steepest,
 )
 from robret_lib.attacks.search.passes import Loss, NanWatch, losses_and_gradient
+from robret_lib.fields import check_count
 from robret_lib.models import frozen
 
 

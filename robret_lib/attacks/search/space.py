@@ -5,8 +5,8 @@ from typing import Literal
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from robret_lib.attacks.fields import check_count
 from robret_lib.attacks.search.ball import Ball
+from robret_lib.fields import check_count
 
 Grid = tuple[int, int] | Literal["auto"] | None
 """Height and width of the coarse grid that is searched; "auto" is `COARSE` for large images; None searches pixels."""

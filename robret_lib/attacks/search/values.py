@@ -12,13 +12,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from robret_lib.attacks.fields import check_count, check_number
 from robret_lib.attacks.search.ball import check_images, check_length
 from robret_lib.attacks.search.draws import Draws, seeds_for
 from robret_lib.attacks.search.parts import AT_ONCE, Parts
 from robret_lib.attacks.search.passes import Loss, NanWatch, losses
 from robret_lib.attacks.search.schedules import Best
 from robret_lib.attacks.search.space import Grid, Space, check_grid
+from robret_lib.fields import check_count, check_number
 from robret_lib.models import evaluation_mode
 
 Values = Callable[[Tensor, Tensor], Tensor]
