@@ -1,8 +1,8 @@
 """Attacks on hash codes without a target: the ranking of a query gets as bad as it can.
 
 All measure ``average_precision`` in percent, where classes are known, so that its mean over all queries is the MAP that
-is left; and ``flipped``, the percent of bits that differ from the benign code. The ``bound`` of an attack is the code it
-would choose if it could set every bit.
+is left; and ``flipped``, the percent of bits that differ from the benign code. The ``bound`` of an attack is the code
+that it would choose if it could set every bit.
 """
 
 from dataclasses import dataclass

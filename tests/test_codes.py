@@ -1,0 +1,234 @@
+"""Attacks on hash codes: worked numbers, slow and obvious twins, bounds, and a small hash network under attack."""
+
+import pytest
+import torch
+from torch import nn
+
+from robret_lib import attacks, models
+from robret_lib.attacks import PGD, AutoPGD, Gallery, embedding
+from robret_lib.attacks.attack import Benign
+from robret_lib.attacks.codes import CenterCode, HammingAdversary, OwnCode, RelevantCodes, weighted_distances
+from robret_lib.attacks.relaxed import ALPHAS, alpha_at, masked_losses, mean_losses
+from robret_lib.hamming import average_precisions, codes_of, hamming_distance
+from robret_lib.models import HashModel
+from tests.small_codes import BITS, QUERIES, benign_of, seeded, small_world
+
+OWN = torch.tensor([[0.5, -0.2, 0.8, -0.9], [-0.4, 0.6, 0.1, 0.3]], dtype=torch.float64)
+ATTACKED = torch.tensor([[-0.9, -0.2, 0.1, 0.7], [0.2, 0.6, -0.5, 0.1]], dtype=torch.float64)
+ATTACKS = {
+    "own": OwnCode(),
+    "HAG": HammingAdversary(),
+    "SDHA": RelevantCodes(),
+    "CgA": CenterCode(),
+    "masked": CenterCode(masked=True),
+    "mainstay": CenterCode(weights="cosine"),
+}
+
+
+@pytest.fixture(scope="module")
+def world():
+    return small_world()
+
+
+# --- the worked numbers ---------------------------------------------------------------------------
+
+
+def test_hag_has_the_worked_loss():
+    assert HammingAdversary().losses(ATTACKED, OWN).mean().item() == pytest.approx(1.196097222, abs=1e-9)
+
+
+def test_sdha_has_the_worked_distances():
+    items = torch.tensor([[1, -1, 1, -1], [1, 1, -1, 1]], dtype=torch.float64)
+    for relevant, expected in (([1, 0], 3.214066 * 0.707107), ([0, 1], 2.896896 * 0.577350), ([1, 1], 1.972606)):
+        found = weighted_distances(ATTACKED[:1], items, torch.tensor([relevant], dtype=torch.float64))
+        assert found.item() == pytest.approx(expected, abs=2e-6)
+
+
+def test_the_losses_of_the_center_code_are_the_worked_ones():
+    """The published mask is over the bits of a whole batch; that of an image over its own."""
+    agreement = ATTACKED * torch.tensor([[1, -1, 1, 1], [1, 1, -1, 1]], dtype=torch.float64)
+    assert mean_losses(agreement).mean().item() == pytest.approx(0.1875)
+    kept = (agreement > -0.5).sum(1)
+    assert kept.sum() == 7
+    assert (masked_losses(agreement) * kept).sum().item() / 7 == pytest.approx(0.857142857)
+
+
+def test_with_no_bit_left_the_masked_loss_is_zero():
+    assert masked_losses(torch.full((2, 4), -0.9)).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("share", "alpha"), [(0, 0.1), (0.49, 0.1), (0.5, 0.2), (0.65, 0.3), (0.9, 1.0), (1, 1.0)])
+def test_alpha_rises_in_ten_parts(share, alpha):
+    assert alpha_at(share) == alpha
+
+
+def test_seven_steps_never_reach_alpha_one():
+    assert [alpha_at(step / 7) for step in range(7)] == [0.1, 0.1, 0.1, 0.1, 0.2, 0.5, 0.7]
+    assert [alpha_at(step / 2000) for step in range(0, 2000, 200)] == list(ALPHAS)
+
+
+# --- losses and bounds ----------------------------------------------------------------------------
+
+
+def test_sdha_is_the_slow_loop(world):
+    benign = benign_of(world)
+    outputs = torch.randn(QUERIES, BITS, generator=seeded(5))
+    codes = torch.tanh(outputs)
+    for loss, code, labels in zip(RelevantCodes().plan(benign, None).loss(outputs), codes, benign.labels, strict=True):
+        terms = []
+        for item, theirs in zip(benign.gallery.codes.float(), benign.gallery.labels, strict=True):
+            if (labels * theirs).sum() > 0:
+                near = torch.sigmoid(5 * code * item)
+                distance = (0.5 * (code - item).abs() * near).sum() + (1 - near).sum()
+                differing = (BITS - code.sign() @ item) / 2
+                terms.append((differing + 1e-8) ** -0.5 * distance)
+        assert loss.item() == pytest.approx(-25 / BITS * torch.stack(terms).mean().item(), rel=1e-4)
+
+
+def test_sdha_without_a_relevant_item_flees_from_the_own_code(world):
+    model, images, _, gallery = world
+    lonely = torch.zeros(QUERIES, 4, dtype=torch.int64)
+    benign = Benign(gallery, models.embed(model, images), labels=lonely)
+    plan = RelevantCodes().plan(benign, None)
+    away, stay = (plan.loss(5 * sign * codes_of(benign.embeddings).float()) for sign in (-1, 1))
+    assert torch.equal(RelevantCodes().bound(benign), -codes_of(benign.embeddings))
+    assert torch.isfinite(away).all() and torch.isfinite(stay).all()
+
+
+@pytest.mark.parametrize("name", ["own", "CgA", "mainstay"])
+def test_no_code_has_a_smaller_loss_than_the_bound(world, name):
+    benign, attack = benign_of(world), ATTACKS[name]
+    loss = attack.plan(benign, None).loss
+    bound = loss(20 * attack.bound(benign).float())
+    for seed in range(20):
+        other = torch.where(torch.rand(QUERIES, BITS, generator=seeded(seed)) < 0.5, -20.0, 20.0)
+        assert (bound <= loss(other) + 1e-6).all()
+
+
+def test_the_negative_of_the_center_code_ranks_worse_than_the_center_code(world):
+    benign, attack = benign_of(world), CenterCode()
+    bound = attack.bound(benign)
+    worst, best = (
+        average_precisions(codes, benign.gallery.codes, benign.labels, benign.gallery.labels).mean()
+        for codes in (bound, -bound)
+    )
+    assert worst < best
+
+
+# --- attacks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sharpness", ["one", "rising"])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_each_attack_spoils_the_ranking_more_than_noise(world, name, sharpness):
+    model, images, labels, gallery = world
+    attack = type(ATTACKS[name])(**{**vars(ATTACKS[name]), "sharpness": sharpness})
+    found = attacks.run(attack, model, images, gallery, PGD(0.1, 0.02, 20), labels=labels)
+    noise = (images + 0.1 * torch.randn(images.shape, generator=seeded()).sign()).clamp(0, 1)
+    shaken = average_precisions(codes_of(models.embed(model, noise)), gallery.codes, labels, gallery.labels).mean()
+    assert (found.images - images).abs().max() <= 0.1 + 1e-6
+    assert found.measured["average_precision"].mean() < min(found.benign["average_precision"].mean(), 100 * shaken)
+    assert found.benign["flipped"].sum() == 0 < found.measured["flipped"].sum()
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("search", [PGD(0.1, 0.02, 5), AutoPGD(0.1, 5)], ids=["PGD", "AutoPGD"])
+def test_batches_do_not_matter(world, name, search):
+    model, images, labels, gallery = world
+    whole, parts = (
+        attacks.run(ATTACKS[name], model, images, gallery, search, labels=labels, batch_size=size)
+        for size in (QUERIES, 5)
+    )
+    assert torch.allclose(whole.images, parts.images, atol=1e-6)
+
+
+def test_the_measures_are_those_of_the_codes(world):
+    model, images, labels, gallery = world
+    found = attacks.run(OwnCode(), model, images, gallery, PGD(0.1, 0.02, 5), labels=labels)
+    codes, own = (codes_of(models.embed(model, some)) for some in (found.images, images))
+    flipped = 100 * hamming_distance(codes, own).diagonal() / BITS
+    assert torch.allclose(found.measured["flipped"], flipped.float())
+    precisions = average_precisions(codes, gallery.codes, labels, gallery.labels)
+    assert torch.allclose(found.measured["average_precision"].double(), 100 * precisions)
+
+
+def test_the_best_image_is_judged_by_the_code_and_not_by_the_softer_loss(world):
+    """Else losses of different sharpness would be compared."""
+    model, images, labels, gallery = world
+    benign, seen = benign_of(world), []
+    attack = OwnCode("rising")
+    plan = attack.plan(benign, None)
+
+    def watched(outputs):
+        seen.append(plan.loss(outputs).detach())
+        return plan.loss(outputs)
+
+    watched.at = plan.at
+    best = AutoPGD(0.1, 10)(model, images, watched)
+    reached = plan.loss(model(best))
+    assert torch.allclose(reached, torch.stack(seen).min(0).values, atol=1e-5)
+
+
+def test_without_classes_only_the_bits_are_measured(world):
+    model, images, _, gallery = world
+    unlabeled = Gallery(gallery.embeddings, "H")
+    found = attacks.run(OwnCode(), model, images, unlabeled, PGD(0.1, 0.02, 2))
+    assert set(found.measured) == {"flipped"}
+    with pytest.raises(ValueError, match="CenterCode needs classes"):
+        attacks.run(CenterCode(), model, images, unlabeled, PGD(0.1, 0.02, 2))
+
+
+# --- codes and their galleries ---------------------------------------------------------------------
+
+
+def test_a_gallery_of_codes_measures_in_bits(world):
+    model, images, _, gallery = world
+    outputs = models.embed(model, images)
+    expected = hamming_distance(codes_of(outputs), gallery.codes).float()
+    assert torch.equal(gallery.distances_from(outputs), expected)
+    assert torch.equal(gallery.exact_distances_from(outputs), expected.double())
+    nearest = gallery.nearest_to(outputs, 10)
+    order = expected.sort(dim=1, stable=True).indices[:, :10]
+    assert torch.equal(nearest, order)
+
+
+def test_an_attack_on_embeddings_says_that_codes_have_no_slope(world):
+    model, images, labels, gallery = world
+    with pytest.raises((TypeError, ValueError), match=r"attacks\.codes"):
+        attacks.run(embedding.LearningToMisrank(), model, images, gallery, PGD(0.1, 0.02, 2), labels=labels)
+
+
+def test_an_attack_on_codes_wants_a_gallery_of_codes(world):
+    model, images, labels, gallery = world
+    plain = models.EmbeddingModel(model.backbone, "E")
+    with pytest.raises(ValueError, match="HashModel"):
+        attacks.run(OwnCode(), plain, images, Gallery(gallery.embeddings, "E", gallery.labels), PGD(0.1, 0.02, 2))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: OwnCode("soft"), "sharpness='soft'"),
+        (lambda: OwnCode(top_k=0), "top_k=0"),
+        (lambda: HammingAdversary(threshold=-1), "threshold=-1"),
+        (lambda: HammingAdversary(weight=float("nan")), "weight=nan"),
+    ],
+)
+def test_impossible_fields_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_embedding_model_sends_codes_to_the_hash_model():
+    with pytest.raises(ValueError, match="HashModel"):
+        models.EmbeddingModel(nn.Flatten(), "H")
+
+
+def test_a_built_hash_network_begins_with_a_small_last_layer():
+    torch.manual_seed(0)
+    model = models.build("c2f2_half", 32, distance="H")
+    head = model.backbone[-1]
+    assert isinstance(model, HashModel) and model.distance == "H"
+    assert head.weight.std().item() == pytest.approx(0.01, rel=0.05) and not head.bias.any()
+    images = torch.rand(3, 1, 28, 28)
+    assert torch.equal(model(images), model.features(images))
