@@ -7,8 +7,22 @@ from torch import nn
 from robret_lib import attacks, models
 from robret_lib.attacks import PGD, AutoPGD, Gallery, embedding
 from robret_lib.attacks.attack import Benign
-from robret_lib.attacks.codes import CenterCode, HammingAdversary, OwnCode, RelevantCodes, weighted_distances
-from robret_lib.attacks.relaxed import ALPHAS, alpha_at, masked_losses, mean_losses
+from robret_lib.attacks.codes import (
+    CenterCode,
+    HammingAdversary,
+    OwnCode,
+    Precision,
+    RelevantCodes,
+    weighted_distances,
+)
+from robret_lib.attacks.relaxed import (
+    ALPHAS,
+    alpha_at,
+    drawn_items,
+    masked_losses,
+    mean_losses,
+    smooth_precisions,
+)
 from robret_lib.hamming import average_precisions, codes_of, hamming_distance
 from robret_lib.models import HashModel
 from tests.small_codes import BITS, QUERIES, benign_of, seeded, small_world
@@ -22,6 +36,7 @@ ATTACKS = {
     "CgA": CenterCode(),
     "masked": CenterCode(masked=True),
     "mainstay": CenterCode(weights="cosine"),
+    "precision": Precision(items=10, others=20),
 }
 
 
@@ -115,6 +130,29 @@ def test_the_negative_of_the_center_code_ranks_worse_than_the_center_code(world)
     assert worst < best
 
 
+def test_with_sharp_ranks_the_smooth_precision_is_the_average_precision():
+    codes, items = (torch.randn(shape, generator=seeded(6)).double() for shape in ((3, 8), (3, 20, 8)))
+    found = smooth_precisions(codes, items[:, :7], items[:, 7:], temperature=1e-5)
+    for value, code, some in zip(found, codes, items, strict=True):
+        order = (some @ code).argsort(descending=True)
+        hits = (order < 7).double()
+        precisions = hits.cumsum(0) / torch.arange(1, 21)
+        assert value.item() == pytest.approx(((precisions * hits).sum() / 7).item(), abs=1e-6)
+
+
+def test_the_smooth_precision_has_the_right_slope():
+    codes = torch.randn(2, 6, generator=seeded(7)).double().requires_grad_(True)
+    items = torch.randn(2, 9, 6, generator=seeded(8)).double().sign()
+    assert torch.autograd.gradcheck(lambda u: smooth_precisions(u, items[:, :4], items[:, 4:], 0.2), codes)
+
+
+def test_items_are_drawn_from_the_wanted_ones():
+    wanted = torch.tensor([[1, 1, 1, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]], dtype=torch.bool)
+    drawn = drawn_items(wanted, 3, seeded())
+    assert sorted(drawn[0].tolist()) == [0, 1, 2] and drawn[1].tolist() == [4, 4, 4]
+    assert len(set(drawn[2].tolist())) == 3
+
+
 # --- attacks --------------------------------------------------------------------------------------
 
 
@@ -136,7 +174,7 @@ def test_each_attack_spoils_the_ranking_more_than_noise(world, name, sharpness):
 def test_batches_do_not_matter(world, name, search):
     model, images, labels, gallery = world
     whole, parts = (
-        attacks.run(ATTACKS[name], model, images, gallery, search, labels=labels, batch_size=size)
+        attacks.run(ATTACKS[name], model, images, gallery, search, labels=labels, generator=seeded(), batch_size=size)
         for size in (QUERIES, 5)
     )
     assert torch.allclose(whole.images, parts.images, atol=1e-6)

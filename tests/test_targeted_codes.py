@@ -14,6 +14,7 @@ from robret_lib.attacks.targeted_codes import (
     PointToSet,
     Prototype,
     TowardsCenter,
+    TowardsPrecision,
     draw_labels,
 )
 from robret_lib.hamming import average_precisions, codes_of
@@ -40,6 +41,7 @@ def targeted(wanted: torch.Tensor) -> dict[str, object]:
         "symmetric": TowardsCenter(wanted=wanted),
         "prototype": Prototype(wanted=wanted, network=nn.Linear(4, BITS)),
         "collision": Collision(wanted=wanted),
+        "PTA": TowardsPrecision(wanted=wanted, items=10, others=20),
     }
 
 
@@ -122,7 +124,7 @@ def test_voters_have_exactly_the_target_labels_and_differ_where_there_are_enough
 # --- attacks --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["P2P", "DHTA", "SAAT", "symmetric", "collision"])
+@pytest.mark.parametrize("name", ["P2P", "DHTA", "SAAT", "symmetric", "collision", "PTA"])
 def test_the_ranking_becomes_more_that_of_the_target(world, wanted, name):
     model, images, labels, gallery = world
     found = attacks.run(targeted(wanted)[name], model, images, gallery, PGD(0.2, 0.02, 30), labels=labels)
@@ -132,7 +134,7 @@ def test_the_ranking_becomes_more_that_of_the_target(world, wanted, name):
     assert torch.allclose(found.benign["average_precision"].double(), 100 * before)
 
 
-@pytest.mark.parametrize("name", ["P2P", "DHTA", "SAAT", "symmetric", "prototype", "collision"])
+@pytest.mark.parametrize("name", ["P2P", "DHTA", "SAAT", "symmetric", "prototype", "collision", "PTA"])
 def test_batches_do_not_matter(world, wanted, name):
     model, images, labels, gallery = world
     runs = [

@@ -13,9 +13,17 @@ from torch import Tensor
 from robret_lib.attacks.answers import need_classes
 from robret_lib.attacks.attack import Benign, Plan
 from robret_lib.attacks.gallery import Gallery
-from robret_lib.attacks.relaxed import OnCodes, check_hash_gallery, masked_losses, mean_losses, own_classes
+from robret_lib.attacks.relaxed import (
+    OnCodes,
+    check_hash_gallery,
+    drawn_items,
+    masked_losses,
+    mean_losses,
+    own_classes,
+    smooth_precisions,
+)
 from robret_lib.data import relevance
-from robret_lib.fields import check_number
+from robret_lib.fields import check_count, check_number
 from robret_lib.hamming import codes_of
 from robret_lib.hashing.center_code import Weights, center_code
 
@@ -165,6 +173,41 @@ class CenterCode(_Away):
         need_classes(self, benign)
         known = _known(self.known, benign)
         return -codes_of(center_code(benign.labels, known.codes, known.labels, self.weights, self.balanced))
+
+
+@dataclass(frozen=True)
+class Precision(_Away):
+    """The average precision itself, with soft ranks, of few items drawn from the gallery; see `smooth_precisions`.
+
+    The twin without a target of PTA (MM 2023, `targeted_codes.TowardsPrecision`): what all others want by a detour.
+
+    Args:
+        items, others: How many items that share a label with the image are drawn, and how many that share none.
+        temperature: T of the soft ranks.
+    """
+
+    items: int = 75
+    others: int = 300
+    temperature: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("items", self.items)
+        check_count("others", self.others)
+        check_number("temperature", self.temperature, above=0)
+
+    def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor:
+        """Gallery positions ``[B, items + others]``."""
+        need_classes(self, benign)
+        shared = relevance(benign.labels, benign.gallery.labels.to(benign.labels.device))
+        kinds = (shared, self.items), (~shared, self.others)
+        return torch.cat([drawn_items(*kind, generator) for kind in kinds], dim=1).to(benign.embeddings.device)
+
+    def plan(self, benign: Benign, targets: Tensor) -> Plan:
+        relevant, others = benign.gallery.items[targets].split([self.items, self.others], dim=1)
+        return self.planned(
+            benign, own_classes(benign), lambda codes: smooth_precisions(codes, relevant, others, self.temperature)
+        )
 
 
 def _known(known: Gallery | None, benign: Benign) -> Gallery:

@@ -89,6 +89,36 @@ def masked_losses(agreement: Tensor) -> Tensor:
     return (mask * (agreement + 2) * agreement).sum(1) / mask.sum(1).clamp(min=1)
 
 
+def smooth_precisions(codes: Tensor, relevant: Tensor, others: Tensor, temperature: float) -> Tensor:
+    """The average precision of few items with soft ranks, ``[B]`` in [0, 1] (SmoothAP, Brown et al., ECCV 2020).
+
+    The rank of an item is one more than the sum of ``sigmoid((s_j - s_i) / T)`` over the others, with the similarity
+    ``s = h b / K``: how many are nearer, in soft steps.
+
+    Args:
+        codes: Relaxed, ``[B, bits]``.
+        relevant, others: Codes of items that answer and of such that do not, ``[B, P, bits]`` and ``[B, N, bits]``.
+        temperature: T, of similarities in [-1, 1].
+    """
+    own, foreign = ((items @ codes[:, :, None])[..., 0] / codes.shape[1] for items in (relevant, others))
+    ahead = torch.sigmoid((own[:, None] - own[:, :, None]) / temperature).sum(2) + 0.5  # itself is one half of one
+    before = torch.sigmoid((foreign[:, None] - own[:, :, None]) / temperature).sum(2)
+    return (ahead / (ahead + before)).mean(1)
+
+
+def drawn_items(wanted: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """Positions ``[B, count]`` drawn from the items that are wanted, bool ``[B, N]``; with replacement where few are.
+
+    Image after image, so that batches do not matter. Where none is wanted, from all.
+    """
+    found = []
+    for row in wanted.cpu():
+        weights = row.double() if row.any() else torch.ones(len(row), dtype=torch.float64)
+        enough = int((weights > 0).sum()) >= count
+        found.append(torch.multinomial(weights, count, replacement=not enough, generator=generator))
+    return torch.stack(found)
+
+
 def own_classes(benign: Benign) -> Tensor | None:
     """The labels of the images, if an average precision can be had by them."""
     return benign.labels if has_classes(benign) else None

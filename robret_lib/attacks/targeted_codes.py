@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robret_lib.attacks.attack import Benign, Plan
 from robret_lib.attacks.gallery import Gallery
-from robret_lib.attacks.relaxed import OnCodes, mean_losses
+from robret_lib.attacks.relaxed import OnCodes, drawn_items, mean_losses, smooth_precisions
 from robret_lib.data import relevance, same_kind
 from robret_lib.fields import check_count, check_number
 from robret_lib.hamming import codes_of
@@ -161,6 +161,43 @@ class TowardsCenter(_Targeted):
         known = benign.gallery if self.known is None else self.known
         labels = self.labels(benign, targets)
         return codes_of(center_code(labels, known.codes, known.labels, self.weights, self.balanced))
+
+
+@dataclass(frozen=True)
+class TowardsPrecision(_Targeted):
+    """PTA: the average precision by the target labels itself, with soft ranks (MM 2023); see `smooth_precisions`.
+
+    Args:
+        items, others: How many items that share a target label are drawn, and how many that share none. (The published
+            code draws the latter from those with a true label of the image, 300 for each.)
+        temperature: T of the soft ranks.
+    """
+
+    items: int = 75
+    others: int = 300
+    temperature: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("items", self.items)
+        check_count("others", self.others)
+        check_number("temperature", self.temperature, above=0)
+
+    def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor:
+        """Gallery positions ``[B, 1 + items + others]``, the first that of an item with exactly the target labels."""
+        first, gallery = super().targets(benign, generator), benign.gallery
+        shared = relevance(self.labels(benign, first), gallery.labels)
+        kinds = (shared, self.items), (~shared, self.others)
+        drawn = (drawn_items(*kind, generator).to(first.device) for kind in kinds)
+        return torch.cat([first, *drawn], dim=1)
+
+    def plan(self, benign: Benign, targets: Tensor) -> Plan:
+        relevant, others = benign.gallery.items[targets[:, 1:]].split([self.items, self.others], dim=1)
+        return self.planned(
+            benign,
+            self.labels(benign, targets),
+            lambda codes: -smooth_precisions(codes, relevant, others, self.temperature),
+        )
 
 
 @dataclass(frozen=True)
