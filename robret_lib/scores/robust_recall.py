@@ -123,7 +123,7 @@ def robust_recall(
     Raises:
         ValueError: An impossible argument, a surrogate on another device, or a checkpoint of another evaluation.
     """
-    _check(eps, norm, effort)
+    check_arguments(eps, norm, effort)
     asked, its_gallery = Queries(model, data, queries), None
     if surrogate is not None:
         check_device(surrogate, asked.gallery, "surrogate")
@@ -229,7 +229,8 @@ class _Evaluation:
         return rows[standing][: self.suite[number].sample]
 
 
-def _check(eps: float, norm: str, effort: str) -> None:
+def check_arguments(eps: float, norm: str, effort: str) -> None:
+    """Raise a ValueError unless radius, norm and effort are such."""
     check_norm(norm)
     check_length("eps", eps, norm)
     if effort not in get_args(Effort):

@@ -1,0 +1,186 @@
+"""Robust MAP: how good rankings by hash codes are under the strongest attacks there are, query by query the worst."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from robret_lib.attacks import Gallery
+from robret_lib.attacks.relaxed import check_hash_gallery
+from robret_lib.attacks.run import check_device
+from robret_lib.attacks.search.ball import Norm
+from robret_lib.data import RetrievalData, as_float
+from robret_lib.hamming import average_precisions, codes_of
+from robret_lib.models import HashModel
+from robret_lib.scores.checkpoint import Checkpoint, blocks, rows_of
+from robret_lib.scores.map_suite import map_suite
+from robret_lib.scores.queries import Queries
+from robret_lib.scores.robust_recall import check_arguments
+from robret_lib.scores.suite import Effort, Stage
+
+
+@dataclass(frozen=True, eq=False)
+class RobustMap:
+    """What `robust_map` found.
+
+    Two models, or two radii, are compared on the same queries, one by one: by the mean of the differences of
+    ``precisions``, whose standard error is smaller than `standard_error` suggests.
+
+    Args:
+        map: Mean over all queries of the smallest average precision under any attack, in percent.
+        benign: MAP without an attack.
+        map_under: By attack the MAP that it leaves alone, in percent.
+        worst_for: By attack the percent of queries for which it is the worst, the first of equals; "none" where no
+            attack makes a ranking worse.
+        precisions: Of each query the smallest average precision, in percent, float64 ``[n]``.
+        images: Of each query the image that has it, float ``[n, C, H, W]``; the original where none is worse.
+        passes: Forward passes per query that all attacks together spent.
+    """
+
+    map: float
+    benign: float
+    map_under: dict[str, float]
+    worst_for: dict[str, float]
+    precisions: Tensor
+    images: Tensor
+    passes: float
+
+    @property
+    def standard_error(self) -> float:
+        """Of `map` over the queries, in percent."""
+        return self.precisions.std().item() / sqrt(len(self.precisions))
+
+
+def robust_map(
+    model: HashModel,
+    data: RetrievalData,
+    eps: float,
+    norm: Norm = "linf",
+    queries: int | Tensor | None = None,
+    effort: Effort = "standard",
+    seed: int = 0,
+    surrogate: HashModel | None = None,
+    top_k: int | None = None,
+    known: Gallery | None = None,
+    checkpoint: Path | None = None,
+    progress: bool = False,
+) -> RobustMap:
+    """MAP by Hamming distance that is left where each query meets the worst of a suite of attacks (`map_suite`).
+
+    The analogue of `robust_recall` for hash codes, an upper bound of what a perfect attack would leave. Ties are
+    averaged over their orders, and a query without a relevant item counts as 0, as in `hamming.hamming_map`.
+
+    Args:
+        model: In [0, 1] pixels.
+        data: ``data.query`` searches ``data.gallery``, which it is no part of.
+        eps: Radius, in pixel units.
+        norm: Of the perturbation.
+        queries: None is all; a number n is the first n; or positions, int64 ``[n]``.
+        effort: See `Effort`.
+        seed: Of the random starts and of the items that are drawn.
+        surrogate: Another hash model of the same images, from which attacks are transferred as well.
+        top_k: Depth of the average precision; None is the whole gallery.
+        known: Labeled codes of which the center code is made, as of the training set; None is the gallery.
+        checkpoint: File to go on from if it exists, and to write after every attack on 1,000 queries.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: An impossible argument, a model without codes, queries that are items of the gallery, or a
+            checkpoint of another evaluation.
+    """
+    check_arguments(eps, norm, effort)
+    if data.protocol.self_excluded:
+        raise ValueError(f"protocol {data.protocol.name!r}: its queries are items of the gallery; expected others")
+    asked, its_gallery = Queries(model, data, queries), None
+    check_hash_gallery(asked.gallery)
+    if surrogate is not None:
+        check_device(surrogate, asked.gallery, "surrogate")
+        its_gallery = Gallery.of(surrogate, data.gallery.images, data.gallery.labels)
+    suite = map_suite(effort, eps, norm, top_k, known, surrogate, its_gallery)
+    task = _Evaluation(asked, suite, top_k)
+    others = [] if surrogate is None else [surrogate]
+    settings = {"eps": eps, "norm": norm, "effort": effort, "seed": seed, "top_k": top_k, "suite": task.names}
+    fingerprint = asked.fingerprint(*others) | ({} if known is None else {"known codes": known.codes.cpu()})
+    kept = Checkpoint(Path(checkpoint), settings, fingerprint) if checkpoint else None
+    if kept:
+        task.resume(kept)
+    with tqdm(unit=" passes", disable=not progress, total=task.passes_left()) as bar:
+        for block, number in task.work_left():
+            bar.set_description(task.names[number], refresh=True)
+            bar.update(task.attack(block, number, seed))
+            if kept:
+                task.save(kept, block)
+    return task.outcome()
+
+
+class _Evaluation:
+    """What was found for each query so far, and what is left to do."""
+
+    KEPT = ("precisions", "done", "spent")
+
+    def __init__(self, queries: Queries, suite: list[Stage], top_k: int | None) -> None:
+        self.queries, self.suite = queries, suite
+        self.names = [stage.name for stage in suite]
+        gallery = queries.gallery
+        codes, labels = codes_of(queries.embeddings).cpu(), gallery.labels.cpu()
+        self.benign = 100 * average_precisions(codes, gallery.codes.cpu(), queries.labels, labels, top_k)
+        self.precisions = torch.full((len(queries), len(suite)), torch.inf, dtype=torch.float64)  # under each attack
+        self.images = as_float(queries.images).clone()
+        self.done: list[list[int]] = []
+        self.spent = 0.0
+
+    def work_left(self) -> Iterator[tuple[int, int]]:
+        """Blocks of queries, and the numbers of the attacks on them."""
+        for block in range(blocks(len(self.queries))):
+            for number in range(len(self.suite)):
+                if [block, number] not in self.done:
+                    yield block, number
+
+    def passes_left(self) -> int:
+        return sum(self.suite[number].passes * len(self._rows(block)) for block, number in self.work_left())
+
+    def attack(self, block: int, number: int, seed: int) -> float:
+        """Attack the queries of a block; gives the passes that it took."""
+        rows = self._rows(block)
+        generator = torch.Generator().manual_seed(2**20 * seed + 2**10 * number + block)
+        result = self.queries.attacked(*self.suite[number][1:3], generator, rows)
+        found = result.measured["average_precision"].double().cpu()
+        worse = found < torch.minimum(self.benign[rows], self.precisions[rows].amin(1))
+        self.images[rows[worse]] = result.images[worse]
+        self.precisions[rows, number] = found
+        self.done.append([block, number])
+        self.spent += result.passes * len(rows)
+        return result.passes * len(rows)
+
+    def save(self, checkpoint: Checkpoint, block: int) -> None:
+        checkpoint.save_images(block, self.images[rows_of(block)])
+        checkpoint.save({name: getattr(self, name) for name in self.KEPT})
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        for name, value in (checkpoint.load(set(self.KEPT)) or {}).items():
+            setattr(self, name, value)
+        for block in {block for block, _ in self.done}:
+            self.images[rows_of(block)] = checkpoint.load_images(block)
+
+    def outcome(self) -> RobustMap:
+        least, by = self.precisions.min(1)
+        worse, count = least < self.benign, len(self.queries)
+        chosen = Counter(self.names[at] if is_worse else "none" for at, is_worse in zip(by, worse, strict=True))
+        left = torch.minimum(least, self.benign)
+        return RobustMap(
+            left.mean().item(),
+            self.benign.mean().item(),
+            dict(zip(self.names, self.precisions.mean(0).tolist(), strict=True)),
+            {name: 100 * chosen[name] / count for name in [*self.names, "none"]},
+            left,
+            self.images,
+            self.spent / count,
+        )
+
+    def _rows(self, block: int) -> Tensor:
+        return torch.arange(len(self.queries))[rows_of(block)]
