@@ -288,3 +288,26 @@ def test_numbers_of_different_protocols_refuse_one_table():
         hamming.side_by_side({"a": measured[0], "b": measured[2]})
     with pytest.raises(ValueError, match="no MAP"):
         hamming.side_by_side({})
+
+
+@pytest.mark.parametrize("ties", ["expected", "stable", "best", "worst"])
+@pytest.mark.parametrize("top_k", [None, 5])
+def test_a_query_that_is_an_item_does_not_find_itself(ties, top_k):
+    if top_k and ties in ("best", "worst"):
+        pytest.skip("for the whole gallery alone")
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 2, (30, 8), generator=generator) * 2 - 1
+    labels = torch.randint(0, 3, (30,), generator=generator)
+    own = torch.tensor([4, 0, 29])
+    found = hamming.average_precisions(codes[own], codes, labels[own], labels, top_k, ties, own)
+    for value, at in zip(found, own.tolist(), strict=True):
+        rest = [other for other in range(30) if other != at]
+        alone = hamming.average_precisions(codes[[at]], codes[rest], labels[[at]], labels[rest], top_k, ties)
+        assert value.item() == pytest.approx(alone.item())
+
+
+def test_a_position_that_is_not_there_is_refused():
+    codes, labels = torch.ones(3, 4), torch.tensor([0, 0, 1])
+    for own in (torch.tensor([0, 1, 3]), torch.tensor([0, 1]), torch.tensor([0.0, 1.0, 2.0])):
+        with pytest.raises(ValueError, match="expected a gallery position below 3"):
+            hamming.average_precisions(codes, codes, labels, labels, own=own)

@@ -200,6 +200,8 @@ class Precision(_Away):
         """Gallery positions ``[B, items + others]``."""
         need_classes(self, benign)
         shared = relevance(benign.labels, benign.gallery.labels.to(benign.labels.device))
+        if benign.own is not None:
+            shared = shared.scatter(1, benign.own[:, None].to(shared.device), False)
         kinds = (shared, self.items), (~shared, self.others)
         return torch.cat([drawn_items(*kind, generator) for kind in kinds], dim=1).to(benign.embeddings.device)
 

@@ -56,8 +56,8 @@ class OnCodes:
         """The plan of a loss of relaxed codes.
 
         It measures ``flipped``, in how many percent of the bits a code differs from the benign one; and, by labels
-        where there are any, ``average_precision`` in percent, ties as expected over their orders. An image that is an
-        item itself is not left out.
+        where there are any, ``average_precision`` in percent, ties as expected over their orders, the image itself left
+        out.
         """
         check_hash_gallery(benign.gallery)
 
@@ -71,7 +71,8 @@ class OnCodes:
             found = {"flipped": 100 * (codes != own).float().mean(1)}
             if labels is None:
                 return found
-            precisions = average_precisions(codes, gallery.codes, labels, gallery.labels.to(labels.device), self.top_k)
+            theirs = gallery.labels.to(labels.device)
+            precisions = average_precisions(codes, gallery.codes, labels, theirs, self.top_k, own=benign.own)
             return found | {"average_precision": 100 * precisions.to(codes.device)}
 
         rising = at if self.sharpness == "rising" else None

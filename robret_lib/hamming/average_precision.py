@@ -27,9 +27,10 @@ def hamming_map(
     gallery_labels: Tensor,
     top_k: int | None = None,
     ties: Ties = "expected",
+    own: Tensor | None = None,
 ) -> float:
     """MAP by Hamming distance in percent, the mean of `average_precisions`; a query without an answer counts as 0."""
-    found = average_precisions(query_codes, gallery_codes, query_labels, gallery_labels, top_k, ties)
+    found = average_precisions(query_codes, gallery_codes, query_labels, gallery_labels, top_k, ties, own)
     return 100 * found.mean().item()
 
 
@@ -40,6 +41,7 @@ def average_precisions(
     gallery_labels: Tensor,
     top_k: int | None = None,
     ties: Ties = "expected",
+    own: Tensor | None = None,
 ) -> Tensor:
     """The average precision of each query's ranking, float64 ``[A]`` in [0, 1].
 
@@ -53,6 +55,7 @@ def average_precisions(
             that shares a label, so that one without labels answers nothing.
         top_k: Depth k; None is the whole gallery, and so is a depth beyond it.
         ties: See `Ties`; "best" and "worst" are for the whole gallery.
+        own: Gallery positions ``[A]`` of the queries where they are items, which are then left out.
 
     Raises:
         ValueError: No such codes, an impossible depth, or an unknown rule for ties.
@@ -62,7 +65,7 @@ def average_precisions(
         raise ValueError(f"ties={ties!r}: expected one of {get_args(Ties)}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k={top_k}: expected at least 1, or None for the whole gallery")
-    lists = Lists(query_codes, gallery_codes, query_labels, gallery_labels)
+    lists = Lists(query_codes, gallery_codes, query_labels, gallery_labels, own)
     cut = top_k is not None and top_k < lists.size
     if ties == "stable":
         found = np.array([_mean_precision(np.flatnonzero(hits[:top_k])) for hits in lists.ranked()])

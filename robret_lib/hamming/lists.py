@@ -28,31 +28,38 @@ class Lists:
     """Codes and labels, checked and packed.
 
     Args:
-        query_codes, gallery_codes, query_labels, gallery_labels: As in `average_precision.average_precisions`.
+        query_codes, gallery_codes, query_labels, gallery_labels, own: As in `average_precision.average_precisions`.
 
     Raises:
-        ValueError: No codes.
+        ValueError: No codes, or positions that are not there.
         DataError: No labels, or not as many as codes.
     """
 
     def __init__(
-        self, query_codes: Tensor, gallery_codes: Tensor, query_labels: Tensor, gallery_labels: Tensor
+        self,
+        query_codes: Tensor,
+        gallery_codes: Tensor,
+        query_labels: Tensor,
+        gallery_labels: Tensor,
+        own: Tensor | None = None,
     ) -> None:
         check_codes(query_codes, gallery_codes)
         labels = same_kind(query_labels, gallery_labels)
         for what, codes, its in zip(("query", "gallery"), (query_codes, gallery_codes), labels, strict=True):
             if len(codes) != len(its):
                 raise DataError(f"{len(codes)} {what} codes and {len(its)} labels: expected one for each")
-        self.bits, self.size = gallery_codes.shape[1], len(gallery_codes)
+        self.bits, self.size = gallery_codes.shape[1], len(gallery_codes) - (own is not None)
+        self._own = _checked(own, len(query_codes), len(gallery_codes))
         self._queries, self._items = words_of(query_codes > 0).T, words_of(gallery_codes > 0)
         self._several = labels[0].ndim == 2
         asked, self._labels = (words_of(its > 0) if self._several else its.cpu().numpy()[None] for its in labels)
         self._asked = asked.T
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Of each query, the distances ``[B]`` to all items and which are relevant, bool ``[B]``."""
-        for code, asked in zip(self._queries, self._asked, strict=True):
-            yield differing_bits(code, self._items, self.bits), self._relevant(asked)
+        """Of each query, the distances ``[B]`` to all items and which are relevant, bool ``[B]``; itself left out."""
+        for code, asked, own in zip(self._queries, self._asked, self._own, strict=True):
+            found = differing_bits(code, self._items, self.bits), self._relevant(asked)
+            yield found if own is None else tuple(np.delete(values, own) for values in found)
 
     def ranked(self) -> Iterator[np.ndarray]:
         """Of each query, whether the items of its ranking are relevant, bool ``[B]``; ties in gallery order."""
@@ -81,3 +88,11 @@ class Lists:
     def _grouped(self, counts: list[np.ndarray]) -> Groups:
         others, relevant = np.split(np.stack(counts), 2, axis=1)
         return Groups(others + relevant, relevant)
+
+
+def _checked(own: Tensor | None, queries: int, items: int) -> list[int | None]:
+    if own is None:
+        return [None] * queries
+    if own.shape != (queries,) or own.is_floating_point() or own.min() < 0 or own.max() >= items:
+        raise ValueError(f"own of shape {tuple(own.shape)}: expected a gallery position below {items} of each query")
+    return own.tolist()

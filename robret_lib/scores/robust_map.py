@@ -77,7 +77,7 @@ def robust_map(
 
     Args:
         model: In [0, 1] pixels.
-        data: ``data.query`` searches ``data.gallery``, which it is no part of.
+        data: ``data.query`` searches ``data.gallery``, with self left out as its protocol says.
         eps: Radius, in pixel units.
         norm: Of the perturbation.
         queries: None is all; a number n is the first n; or positions, int64 ``[n]``.
@@ -90,12 +90,9 @@ def robust_map(
         progress: Show a progress bar.
 
     Raises:
-        ValueError: An impossible argument, a model without codes, queries that are items of the gallery, or a
-            checkpoint of another evaluation.
+        ValueError: An impossible argument, a model without codes, or a checkpoint of another evaluation.
     """
     check_arguments(eps, norm, effort)
-    if data.protocol.self_excluded:
-        raise ValueError(f"protocol {data.protocol.name!r}: its queries are items of the gallery; expected others")
     asked, its_gallery = Queries(model, data, queries), None
     check_hash_gallery(asked.gallery)
     if surrogate is not None:
@@ -128,7 +125,8 @@ class _Evaluation:
         self.names = [stage.name for stage in suite]
         gallery = queries.gallery
         codes, labels = codes_of(queries.embeddings).cpu(), gallery.labels.cpu()
-        self.benign = 100 * average_precisions(codes, gallery.codes.cpu(), queries.labels, labels, top_k)
+        precisions = average_precisions(codes, gallery.codes.cpu(), queries.labels, labels, top_k, own=queries.own)
+        self.benign = 100 * precisions
         self.precisions = torch.full((len(queries), len(suite)), torch.inf, dtype=torch.float64)  # under each attack
         self.images = as_float(queries.images).clone()
         self.done: list[list[int]] = []
