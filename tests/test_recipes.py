@@ -508,7 +508,7 @@ def test_an_edit_that_changes_weights_is_noticed(edit, monkeypatch):
         build = models.build
         monkeypatch.setattr(models, "build", lambda *given, **named: build(*given, **named).apply(shrunk))
     elif edit == "rate":
-        monkeypatch.setattr(torch.optim, "Adam", partial(torch.optim.Adam, betas=(0.9, 0.99)))
+        monkeypatch.setitem(training.OPTIMIZERS, "adam", partial(torch.optim.Adam, betas=(0.9, 0.99)))
     else:
         monkeypatch.setattr(objectives, "OFFSET", 1e-3)
     assert trained_a_little() != pytest.approx(before, rel=1e-5)
@@ -648,7 +648,7 @@ def test_the_recipe_of_a_defense_brings_its_inner_attack():
         ({"decay": 1.5}, r"decay=1.5: expected a share in \[0, 1\]"),
         ({"lr": NAN}, "lr=nan: expected a finite number above 0"),
         ({"embedding_dim": 0}, "embedding_dim=0: expected a whole number of at least 1"),
-        ({"distance": "X"}, r"distance='X': expected one of \('N', 'E', 'C'\)"),
+        ({"distance": "X"}, r"distance='X': expected one of \('N', 'E', 'C', 'H'\)"),
         ({"crop": -3}, "crop=-3: expected a whole number of at least 0"),
         ({"eps": 8}, r"eps=8: expected a share in \[0, 1\]"),
         ({"eps": NAN}, "eps=nan: expected a share"),
