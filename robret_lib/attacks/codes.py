@@ -1,8 +1,8 @@
 """Attacks on hash codes without a target: the ranking of a query gets as bad as it can.
 
 All measure ``average_precision`` in percent, where classes are known, so that its mean over all queries is the MAP that
-is left; and ``flipped``, the percent of bits that differ from the benign code. The ``bound`` of an attack is the code
-that it would choose if it could set every bit.
+is left; ``flipped``, the percent of bits that differ from the benign code; and ``bound``, what would be left if every
+bit could be set. That is the bound of an attack, the code that it makes for, so another attack may go below it.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from robret_lib.attacks.answers import need_classes
 from robret_lib.attacks.attack import Benign, Plan
 from robret_lib.attacks.gallery import Gallery
 from robret_lib.attacks.relaxed import (
+    CodeLoss,
     OnCodes,
     check_hash_gallery,
     drawn_items,
@@ -39,6 +40,10 @@ class _Away(OnCodes):
         """The code int8 ``[B, bits]`` it would choose."""
         return -codes_of(benign.embeddings)
 
+    def away(self, benign: Benign, loss: CodeLoss) -> Plan:
+        """The plan of a loss of relaxed codes."""
+        return self.planned(benign, own_classes(benign), self.bound(benign), loss)
+
 
 @dataclass(frozen=True)
 class OwnCode(_Away):
@@ -51,7 +56,7 @@ class OwnCode(_Away):
 
     def plan(self, benign: Benign, targets: None) -> Plan:
         own = codes_of(benign.embeddings).to(benign.embeddings)
-        return self.planned(benign, own_classes(benign), lambda codes: (codes * own).mean(1))
+        return self.away(benign, lambda codes: (codes * own).mean(1))
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class HammingAdversary(_Away):
 
     def plan(self, benign: Benign, targets: None) -> Plan:
         own = torch.tanh(benign.embeddings)
-        return self.planned(benign, own_classes(benign), lambda codes: self.losses(codes, own))
+        return self.away(benign, lambda codes: self.losses(codes, own))
 
     def losses(self, codes: Tensor, own: Tensor) -> Tensor:
         """``[B]`` of relaxed codes ``[B, bits]``, attacked and benign."""
@@ -113,7 +118,7 @@ class RelevantCodes(_Away):
             far_from_own = torch.stack([_weighted(code, other) for code, other in zip(codes, own, strict=True)])
             return -25 / codes.shape[1] * torch.where(alone, far_from_own, far)
 
-        return self.planned(benign, own_classes(benign), loss)
+        return self.away(benign, loss)
 
     def bound(self, benign: Benign) -> Tensor:
         """Away from the majority of the relevant codes, bit by bit."""
@@ -166,7 +171,7 @@ class CenterCode(_Away):
     def plan(self, benign: Benign, targets: None) -> Plan:
         center = -self.bound(benign).to(benign.embeddings)
         losses = masked_losses if self.masked else mean_losses
-        return self.planned(benign, own_classes(benign), lambda codes: losses(codes * center))
+        return self.away(benign, lambda codes: losses(codes * center))
 
     def bound(self, benign: Benign) -> Tensor:
         """The negative of the center code."""
@@ -207,9 +212,11 @@ class Precision(_Away):
 
     def plan(self, benign: Benign, targets: Tensor) -> Plan:
         relevant, others = benign.gallery.items[targets].split([self.items, self.others], dim=1)
-        return self.planned(
-            benign, own_classes(benign), lambda codes: smooth_precisions(codes, relevant, others, self.temperature)
-        )
+        return self.away(benign, lambda codes: smooth_precisions(codes, relevant, others, self.temperature))
+
+    def bound(self, benign: Benign) -> Tensor:
+        """The negative of the center code, for want of the worst code there is."""
+        return CenterCode().bound(benign)
 
 
 def _known(known: Gallery | None, benign: Benign) -> Gallery:

@@ -7,6 +7,7 @@ and judge by the signs.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, get_args
 
 import torch
@@ -52,12 +53,12 @@ class OnCodes:
         if self.top_k is not None:
             check_count("top_k", self.top_k)
 
-    def planned(self, benign: Benign, labels: Tensor | None, loss: CodeLoss) -> Plan:
+    def planned(self, benign: Benign, labels: Tensor | None, bound: Tensor, loss: CodeLoss) -> Plan:
         """The plan of a loss of relaxed codes.
 
         It measures ``flipped``, in how many percent of the bits a code differs from the benign one; and, by labels
         where there are any, ``average_precision`` in percent, ties as expected over their orders, the image itself left
-        out.
+        out; and ``bound``, the same of the codes ``bound [B, bits]``, which no image may have.
         """
         check_hash_gallery(benign.gallery)
 
@@ -66,14 +67,21 @@ class OnCodes:
 
         own, gallery = codes_of(benign.embeddings), benign.gallery
 
+        @cache
+        def at_best() -> Tensor:
+            return precisions(bound)
+
+        def precisions(codes: Tensor) -> Tensor:
+            theirs = gallery.labels.to(labels.device)
+            found = average_precisions(codes, gallery.codes, labels, theirs, self.top_k, own=benign.own)
+            return 100 * found.to(codes.device)
+
         def measures(outputs: Tensor) -> dict[str, Tensor]:
             codes = codes_of(outputs)
             found = {"flipped": 100 * (codes != own).float().mean(1)}
             if labels is None:
                 return found
-            theirs = gallery.labels.to(labels.device)
-            precisions = average_precisions(codes, gallery.codes, labels, theirs, self.top_k, own=benign.own)
-            return found | {"average_precision": 100 * precisions.to(codes.device)}
+            return found | {"average_precision": precisions(codes), "bound": at_best()}
 
         rising = at if self.sharpness == "rising" else None
         return Plan(lambda outputs: loss(torch.tanh(outputs)), measures, at=rising)

@@ -1,7 +1,8 @@
 """Attacks on hash codes with a target: the ranking of a query becomes that of images with other, chosen labels.
 
 Target labels are given, one label vector for each image, and shared by all attacks that are compared (`draw_labels`).
-All measure ``average_precision`` in percent by the *target* labels, so that its mean is the t-MAP; higher is stronger.
+All measure ``average_precision`` in percent by the *target* labels, so that its mean is the t-MAP; higher is stronger;
+and ``bound``, that of the code which an attack makes for.
 """
 
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from robret_lib.attacks.attack import Benign, Plan
 from robret_lib.attacks.gallery import Gallery
-from robret_lib.attacks.relaxed import OnCodes, drawn_items, mean_losses, smooth_precisions
+from robret_lib.attacks.relaxed import CodeLoss, OnCodes, drawn_items, mean_losses, smooth_precisions
 from robret_lib.data import relevance, same_kind
 from robret_lib.fields import check_count, check_number
 from robret_lib.hamming import codes_of
@@ -92,7 +93,11 @@ class _Targeted(OnCodes):
     def plan(self, benign: Benign, targets: Tensor) -> Plan:
         codes = self.bound(benign, targets).to(benign.embeddings)
         losses = TARGET_LOSSES[self.loss]
-        return self.planned(benign, self.labels(benign, targets), lambda relaxed: losses(relaxed * codes))
+        return self.towards(benign, targets, lambda relaxed: losses(relaxed * codes))
+
+    def towards(self, benign: Benign, targets: Tensor, loss: CodeLoss) -> Plan:
+        """The plan of a loss of relaxed codes."""
+        return self.planned(benign, self.labels(benign, targets), self.bound(benign, targets), loss)
 
     def labels(self, benign: Benign, targets: Tensor) -> Tensor:
         """The target labels in the dtype of the gallery's."""
@@ -193,11 +198,13 @@ class TowardsPrecision(_Targeted):
 
     def plan(self, benign: Benign, targets: Tensor) -> Plan:
         relevant, others = benign.gallery.items[targets[:, 1:]].split([self.items, self.others], dim=1)
-        return self.planned(
-            benign,
-            self.labels(benign, targets),
-            lambda codes: -smooth_precisions(codes, relevant, others, self.temperature),
+        return self.towards(
+            benign, targets, lambda codes: -smooth_precisions(codes, relevant, others, self.temperature)
         )
+
+    def bound(self, benign: Benign, targets: Tensor) -> Tensor:
+        """The center code of the target labels, for want of the best code there is."""
+        return codes_of(center_code(self.labels(benign, targets), benign.gallery.codes, benign.gallery.labels))
 
 
 @dataclass(frozen=True)
@@ -239,7 +246,7 @@ class Collision(_Targeted):
         def loss(codes: Tensor) -> Tensor:
             return (self.margin - codes * target).clamp(min=0).sum(1)
 
-        plan = self.planned(benign, self.labels(benign, targets), loss)
+        plan = self.towards(benign, targets, loss)
 
         def measures(outputs: Tensor) -> dict[str, Tensor]:
             equal = (codes_of(outputs) == target).all(1)

@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from robret_lib.data.center_crop import center_cropped
+from robret_lib.data.center_crop import center_crop, center_cropped
 from robret_lib.data.errors import DataError
-from robret_lib.data.labels import check_labels, relevance, same_kind
+from robret_lib.data.hashing_split import hashing_split
+from robret_lib.data.labels import check_labels, multi_hot, relevance, same_kind
 from robret_lib.data.mixed import mixed
 from robret_lib.data.packed import squared
 from robret_lib.data.packed_splits import load_packed
@@ -34,13 +35,16 @@ __all__ = [
     "RetrievalData",
     "Split",
     "as_float",
+    "center_crop",
     "center_cropped",
     "check_labels",
     "same_kind",
     "data_root",
     "fashion_mnist_folder",
+    "hashing_split",
     "load",
     "mixed",
+    "multi_hot",
     "read_verified",
     "relevance",
     "write_packed",

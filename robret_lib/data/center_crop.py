@@ -23,10 +23,11 @@ def center_cropped(dataset: RetrievalData, size: int) -> RetrievalData:
     Raises:
         DataError: if an image is smaller than that.
     """
-    return dataset.with_searched(partial(_cropped, size=size))
+    return dataset.with_searched(partial(center_crop, size=size))
 
 
-def _cropped(split: Split, size: int) -> Split:
+def center_crop(split: Split, size: int) -> Split:
+    """The images cut to their middle, ``[N, C, size, size]``. Errors as of `center_cropped`."""
     height, width = split.images.shape[2:]
     if not 1 <= size <= min(height, width):
         raise DataError(f"size={size} of images of {height} x {width} pixels: expected 1 to {min(height, width)}")

@@ -7,6 +7,7 @@ an answer to every query, and every metric 100 %.
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from robret_lib.data.errors import DataError
 
@@ -55,6 +56,17 @@ def check_labels(labels: Tensor) -> None:
             raise DataError(f"{len(labels)} labels with NaN or infinity: {_EXPECTED}")
         if not (labels == labels.round()).all():
             raise DataError(f"{len(labels)} labels with fractions: {_EXPECTED}")
+
+
+def multi_hot(labels: Tensor, classes: int) -> Tensor:
+    """Labels as zeros and ones, uint8 ``[N, classes]``, whether they come so or as class numbers ``[N]``.
+
+    Raises:
+        DataError: if `check_labels` does, or a label is beyond the classes.
+    """
+    check_labels(labels)
+    check_label_range(labels, classes, "labels")
+    return (one_hot(labels.long(), classes) if labels.ndim == 1 else labels).to(torch.uint8)
 
 
 def kept_labels(labels: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from robret_lib.data import multi_hot
 from robret_lib.hashing.batch import Batch
 from robret_lib.hashing.continuation import Continuation, constant
 from robret_lib.hashing.known_codes import KnownCodes
@@ -46,6 +47,8 @@ class HashObjective(nn.Module):
         """
         if self._rows is None or len(self._rows) != len(images):
             raise RuntimeError(f"a batch of {len(images)} images: expected hold(rows, epoch) to be called before")
+        if self.known.labels.ndim == 2:
+            labels = multi_hot(labels, self.known.labels.shape[1])
         sharpness = self.continuation(self.steps.item(), self.epoch.item())
         outputs = model(images)
         known = self.known.with_batch(self._rows, torch.tanh(sharpness * outputs))

@@ -1,5 +1,6 @@
 """The models the chapters train, each from a recipe, trained once and kept for the next chapter."""
 
+from robret_lib.recipes.hash_recipe import HashingName, HashRecipe
 from robret_lib.recipes.kept import Trained, trained
 from robret_lib.recipes.named import (
     FASHION_MNIST,
@@ -11,6 +12,7 @@ from robret_lib.recipes.named import (
     photographs,
     tuned_photographs,
 )
+from robret_lib.recipes.named_hashing import for_codes, hash_data_of
 from robret_lib.recipes.recipe import DefenseName, DestinationName, Recipe, SamplerName, Whitened
 
 __all__ = [
@@ -18,13 +20,17 @@ __all__ = [
     "INNER_ATTACK",
     "DefenseName",
     "DestinationName",
+    "HashRecipe",
+    "HashingName",
     "Recipe",
     "SamplerName",
     "Trained",
     "Whitened",
     "data_of",
     "fashion_mnist",
+    "for_codes",
     "for_data",
+    "hash_data_of",
     "official",
     "photographs",
     "trained",

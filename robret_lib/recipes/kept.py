@@ -46,11 +46,16 @@ from robret_lib.defenses import (
     ses,
 )
 from robret_lib.files import one_at_a_time, written_whole
+from robret_lib.recipes import hash_objective, hash_recipe
 from robret_lib.recipes import objective as objective_module
 from robret_lib.recipes import recipe as recipe_module
+from robret_lib.recipes.hash_objective import of_hashing
+from robret_lib.recipes.hash_recipe import HashRecipe
 from robret_lib.recipes.objective import of_defense
 from robret_lib.recipes.recipe import ADDED_LATER, DefenseName, Recipe, Whitened
 from robret_lib.scores import robust_recall
+
+AnyRecipe = Recipe | HashRecipe | Whitened
 
 WATCHED_QUERIES = 200
 """Of how many queries robust recall joins the history."""
@@ -64,8 +69,8 @@ class Trained:
         model: On the device asked for, in evaluation mode.
         history: See `training.train`; validation is Recall@1 in percent, key "recall_at_1", and `defenses.signs` of
             the gallery; where the recipe watches a radius also "robust_recall_at_1", what effort "quick" leaves of 200
-            queries there. Empty for `Whitened`. Kept as it was measured: the code that measures is no part of a
-            model's name.
+            queries there. Of a hash network it is `hash_objective.watched`; empty for `Whitened`. Kept as it was
+            measured: the code that measures is no part of a model's name.
         seconds: Wall time of the training (of its last part if it was resumed; that of the origin is not in it), also
             when it comes from the cache.
         device: What it was trained on.
@@ -77,13 +82,13 @@ class Trained:
     device: str
 
 
-def trained(recipe: Recipe | Whitened, data: RetrievalData, device: torch.device, progress: bool = False) -> Trained:
+def trained(recipe: AnyRecipe, data: RetrievalData, device: torch.device, progress: bool = False) -> Trained:
     """The model of a recipe: from the cache if its weights are there, else trained, resuming where it was killed.
 
     A model that is there is only read, so the data folder may be read-only then.
 
     Args:
-        recipe: See `Recipe` and `Whitened`.
+        recipe: See `Recipe`, `HashRecipe` and `Whitened`.
         data: Trains on ``data.train``; validates on ``data.query`` against ``data.gallery``.
         device: To train on, and where the model ends up.
         progress: Show a progress bar while training.
@@ -113,14 +118,18 @@ def trained(recipe: Recipe | Whitened, data: RetrievalData, device: torch.device
     if step is not None:
         warnings.warn(
             f"this training collapsed: from step {step} on, all images have nearly the same embedding "
-            f"(spread {result.history[-1]['spread']:.4f}, R@1 {result.history[-1]['recall_at_1']:.1f} %)",
+            f"(spread {result.history[-1]['spread']:.4f}, {_quality(result.history[-1])})",
             RuntimeWarning,
             stacklevel=2,
         )
     return result
 
 
-def _initial_model(recipe: Recipe | Whitened) -> models.EmbeddingModel:
+def _quality(entry: dict[str, float]) -> str:
+    return f"R@1 {entry['recall_at_1']:.1f} %" if "recall_at_1" in entry else f"MAP {entry['map']:.1f} %"
+
+
+def _initial_model(recipe: AnyRecipe) -> models.EmbeddingModel:
     """The model before training, float32 on the CPU, whatever the default type."""
     pretrained = isinstance(recipe, Whitened) or recipe.pretrained
     with _float32(), torch.random.fork_rng([]):
@@ -138,7 +147,7 @@ def _plan(recipe: Recipe, original: nn.Module | None = None) -> tuple[nn.Module,
 
 
 def _train_into(
-    file: Path, model: models.EmbeddingModel, recipe: Recipe | Whitened, data: RetrievalData, progress: bool
+    file: Path, model: models.EmbeddingModel, recipe: AnyRecipe, data: RetrievalData, progress: bool
 ) -> None:
     checkpoint, device = file.with_suffix(".checkpoint"), next(model.parameters()).device
     original = trained(recipe.origin, data, device, progress).model if recipe.origin else None
@@ -155,7 +164,7 @@ def _train_into(
 
 def _minimize(
     model: models.EmbeddingModel,
-    recipe: Recipe,
+    recipe: Recipe | HashRecipe,
     original: models.EmbeddingModel | None,
     data: RetrievalData,
     checkpoint: Path,
@@ -163,14 +172,17 @@ def _minimize(
 ) -> list[dict[str, float]]:
     if original is not None:
         model.load_state_dict(original.state_dict())
-    objective, schedule = _plan(recipe, original)
+    if isinstance(recipe, HashRecipe):
+        objective, schedule = of_hashing(recipe, data), recipe.schedule
+    else:
+        objective, schedule = _plan(recipe, original)
     return training.train(
         model,
         data.train,
         objective,
         schedule,
         checkpoint,
-        validate=partial(_validated, recipe=recipe, data=data),
+        validate=partial(_watched if isinstance(recipe, HashRecipe) else _validated, recipe=recipe, data=data),
         validate_every=max(1, recipe.steps // 8),
         progress=progress,
         augment=partial(_cropped, size=recipe.crop) if recipe.crop else None,
@@ -188,13 +200,23 @@ def _validated(model: models.EmbeddingModel, recipe: Recipe, data: RetrievalData
     labels = data.query.labels, data.gallery.labels
     found = {"recall_at_1": metrics.recall_at_k(queries, gallery, *labels, k=(1,), self_excluded=own)[1]}
     found |= collapse.signs(gallery, data.gallery.labels, recipe.distance)
-    if found["spread"] < collapse.COLLAPSED:
-        warnings.warn(f"this training is collapsed: spread {found['spread']:.4f}", RuntimeWarning, stacklevel=2)
+    _warn_if_collapsed(found["spread"])
     if recipe.watched_eps:
         queries = min(WATCHED_QUERIES, len(data.query))
         result = robust_recall(model, data, recipe.watched_eps, queries=queries, effort="quick")
         found["robust_recall_at_1"] = result.recall_at_1
     return found
+
+
+def _watched(model: models.HashModel, recipe: HashRecipe, data: RetrievalData) -> dict[str, float]:
+    found = hash_objective.watched(model, data)
+    _warn_if_collapsed(found["spread"])
+    return found
+
+
+def _warn_if_collapsed(spread: float) -> None:
+    if spread < collapse.COLLAPSED:
+        warnings.warn(f"this training is collapsed: spread {spread:.4f}", RuntimeWarning, stacklevel=3)
 
 
 def _whiten(model: models.EmbeddingModel, recipe: Whitened, images: Split) -> None:
@@ -228,19 +250,24 @@ def _read(file: Path, model: models.EmbeddingModel) -> Trained:
         raise ValueError(f"{file} is damaged, cut off or no model ({error}): delete it to train it again") from error
 
 
-def _key(recipe: Recipe | Whitened, data: RetrievalData) -> str:
+def _key(recipe: AnyRecipe, data: RetrievalData) -> str:
     """Name of the cache file: changes with the recipe, the data and the code."""
     told = json.dumps([_told(asdict(recipe)), data.protocol.self_excluded], sort_keys=True)
     digest = hashlib.sha256(told.encode())
     if recipe.generation is None:
-        code = CODE if recipe.defense is None else CODE + DEFENSE_CODE[recipe.defense]
-        digest.update(f"{torch.__version__} {code}".encode())
+        digest.update(f"{torch.__version__} {_code(recipe)}".encode())
     if recipe.origin:
         digest.update(_key(recipe.origin, data).encode())
     for split in (data.train, data.query, data.gallery):  # the latter two decide the history that is kept
         for part in (split.images, split.labels):
             digest.update(part.cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def _code(recipe: AnyRecipe) -> str:
+    if isinstance(recipe, HashRecipe):
+        return CODE + HASHING_CODE[recipe.method]
+    return CODE if recipe.defense is None else CODE + DEFENSE_CODE[recipe.defense]
 
 
 def _told(recipe: dict[str, object]) -> dict[str, object]:
@@ -284,3 +311,9 @@ DEFENSE_CODE = {
     name: _digest(ball, passes, pgd, inner, radius, objective_module, *parts) for name, parts in PARTS.items()
 }
 """What makes a model with a defense, besides."""
+
+HASHING_CODE = {
+    name: _digest(hash_recipe, hash_objective, *hash_objective.PARTS_OF_ALL, part)
+    for name, part in hash_objective.PARTS.items()
+}
+"""What makes a hash network."""

@@ -98,6 +98,8 @@ class Recipe:
 
     def _check_names(self) -> None:
         check_mode(self.mode)
+        if self.distance == "H":
+            raise ValueError('distance="H": expected "N", "E" or "C"; codes are learned by a HashRecipe')
         if self.distance not in get_args(models.Distance):
             raise ValueError(f"distance={self.distance!r}: expected one of {get_args(models.Distance)}")
         if self.defense not in (None, *get_args(DefenseName)):

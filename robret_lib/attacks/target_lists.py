@@ -1,0 +1,66 @@
+"""Target labels on disk: drawn once, and the same for every attack and every model that is compared.
+
+A list is a text file as SAAT keeps it (``target_label_<set>.txt``): a line of zeros and ones for each query.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from robret_lib.attacks.targeted_codes import draw_labels
+from robret_lib.data import multi_hot, relevance
+from robret_lib.files import written_whole
+
+
+def kept_labels(path: Path, labels: Tensor, gallery_labels: Tensor, seed: int = 0) -> Tensor:
+    """The target labels in a file, or, where there is none, some that are drawn with a seed and written to it.
+
+    Args:
+        path: Of the list; its folder is made if need be.
+        labels, gallery_labels: As in `targeted_codes.draw_labels`.
+        seed: Of the draw.
+
+    Returns:
+        As `targeted_codes.draw_labels`.
+
+    Raises:
+        ValueError: The file is no list, or one of other queries: another number of them, or targets that share a label
+            with their query or that no gallery item has.
+    """
+    if not path.exists():
+        drawn = draw_labels(labels, gallery_labels, torch.Generator().manual_seed(seed))
+        _write(path, drawn, int(gallery_labels.max()) + 1)
+        return drawn
+    wanted = _read(path)
+    if gallery_labels.ndim == 1:
+        wanted = wanted.argmax(1)
+    wanted = wanted.to(gallery_labels)
+    _check(path, wanted, labels, gallery_labels)
+    return wanted
+
+
+def _write(path: Path, wanted: Tensor, classes: int) -> None:
+    rows = one_hot(wanted.long(), classes) if wanted.ndim == 1 else wanted
+    lines = [" ".join(map(str, row)) for row in rows.int().tolist()]
+    with written_whole(path) as file:
+        file.write("\n".join([*lines, ""]).encode())
+
+
+def _read(path: Path) -> Tensor:
+    try:
+        rows = torch.tensor([[int(word) for word in line.split()] for line in path.read_text().splitlines()])
+        return multi_hot(rows, rows.shape[1])
+    except Exception as error:
+        raise ValueError(f"{path} is no list of target labels: expected lines of zeros and ones ({error})") from error
+
+
+def _check(path: Path, wanted: Tensor, labels: Tensor, gallery_labels: Tensor) -> None:
+    if wanted.shape[1:] != labels.shape[1:] or len(wanted) != len(labels):
+        raise ValueError(f"{path} has target labels {tuple(wanted.shape)}, the queries {tuple(labels.shape)}")
+    if relevance(wanted, labels.to(wanted.device)).diagonal().any():
+        raise ValueError(f"{path} has targets that share a label with their query: the list of other queries?")
+    same = wanted[:, None] == gallery_labels
+    if not (same if same.ndim == 2 else same.all(2)).any(1).all():
+        raise ValueError(f"{path} has target labels that no gallery item has: the list of another gallery?")
