@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robret_lib.attacks.attack import Benign, Plan
 from robret_lib.attacks.gallery import Gallery
-from robret_lib.attacks.relaxed import OnCodes, drawn_items, mean_losses, smooth_precisions
+from robret_lib.attacks.relaxed import CodeLoss, OnCodes, drawn_items, mean_losses, smooth_precisions
 from robret_lib.data import relevance, same_kind
 from robret_lib.fields import check_count, check_number
 from robret_lib.hamming import codes_of
@@ -93,6 +93,10 @@ class _Targeted(OnCodes):
         codes = self.bound(benign, targets).to(benign.embeddings)
         losses = TARGET_LOSSES[self.loss]
         return self.planned(benign, self.labels(benign, targets), lambda relaxed: losses(relaxed * codes))
+
+    def planned(self, benign: Benign, labels: Tensor, loss: CodeLoss) -> Plan:
+        """As in `OnCodes`; the target labels are there for a search that makes images for them."""
+        return super().planned(benign, labels, loss)._replace(labels=labels)
 
     def labels(self, benign: Benign, targets: Tensor) -> Tensor:
         """The target labels in the dtype of the gallery's."""
