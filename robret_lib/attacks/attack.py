@@ -74,12 +74,14 @@ class Plan(NamedTuple):
         answers: The same wish as a loss of lists, for `OnlyAnswers`; None where an attack has none.
         at: The loss to descend along when a share of the search is over, see `search.passes.Loss`; None where it is
             ``loss`` all the way.
+        labels: Target labels, ``[B]`` or ``[B, C]``, for `Generated`; None where an attack has none.
     """
 
     loss: Callable[[Tensor], Tensor]
     measures: Callable[[Tensor], dict[str, Tensor]]
     answers: ListLoss | None = None
     at: Callable[[float], Callable[[Tensor], Tensor]] | None = None
+    labels: Tensor | None = None
 
 
 class Attack(Protocol):

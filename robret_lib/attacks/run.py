@@ -171,7 +171,7 @@ class _Wanted:
 
     Searches that ask for more than a loss find here: the same loss for another network (`on`) and for some of the
     images, each as often as is liked (`part`), how many of them are planned at once (`at_once`), the `gallery`, the
-    loss to descend along (`at`), and that of lists (`plan.answers`).
+    loss to descend along (`at`), that of lists (`plan.answers`), and target labels (`plan.labels`).
     """
 
     def __init__(

@@ -99,6 +99,10 @@ class _Targeted(OnCodes):
         """The plan of a loss of relaxed codes."""
         return self.planned(benign, self.labels(benign, targets), self.bound(benign, targets), loss)
 
+    def planned(self, benign: Benign, labels: Tensor, loss: CodeLoss) -> Plan:
+        """As in `OnCodes`; the target labels are there for a search that makes images for them."""
+        return super().planned(benign, labels, loss)._replace(labels=labels)
+
     def labels(self, benign: Benign, targets: Tensor) -> Tensor:
         """The target labels in the dtype of the gallery's."""
         return benign.gallery.labels[targets[:, 0]]

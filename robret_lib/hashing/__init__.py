@@ -1,4 +1,4 @@
-"""Deep hashing: losses of relaxed codes, one file each."""
+"""Deep hashing: losses of relaxed codes, one file each; and the codes that lie at the center of labels."""
 
 from robret_lib.hashing.batch import Batch, Known
 from robret_lib.hashing.centers import center_of_labels, hadamard_centers, random_centers
@@ -13,6 +13,7 @@ from robret_lib.hashing.hashnet import HashNet
 from robret_lib.hashing.known_codes import KnownCodes
 from robret_lib.hashing.objective import HashObjective
 from robret_lib.hashing.orthohash import OrthoHash
+from robret_lib.hashing.prototype import PrototypeNet, circle_loss, likelihood_loss, train_prototypes
 from robret_lib.hashing.swd import sliced_wasserstein
 
 __all__ = [
@@ -29,8 +30,12 @@ __all__ = [
     "Known",
     "KnownCodes",
     "OrthoHash",
+    "PrototypeNet",
     "center_of_labels",
+    "circle_loss",
     "hadamard_centers",
+    "likelihood_loss",
     "random_centers",
     "sliced_wasserstein",
+    "train_prototypes",
 ]

@@ -7,6 +7,7 @@ from robret_lib.attacks.search.auto_pgd import AutoPGD
 from robret_lib.attacks.search.averaged import Averaged
 from robret_lib.attacks.search.beta import Beta
 from robret_lib.attacks.search.descent import Descent
+from robret_lib.attacks.search.generated import Generated
 from robret_lib.attacks.search.nes import NES
 from robret_lib.attacks.search.passes import Loss, Search
 from robret_lib.attacks.search.pgd import PGD, pgd
@@ -24,6 +25,7 @@ __all__ = [
     "Averaged",
     "Beta",
     "Descent",
+    "Generated",
     "Loss",
     "RandomSearch",
     "Search",
