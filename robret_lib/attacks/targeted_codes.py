@@ -96,12 +96,9 @@ class _Targeted(OnCodes):
         return self.towards(benign, targets, lambda relaxed: losses(relaxed * codes))
 
     def towards(self, benign: Benign, targets: Tensor, loss: CodeLoss) -> Plan:
-        """The plan of a loss of relaxed codes."""
-        return self.planned(benign, self.labels(benign, targets), self.bound(benign, targets), loss)
-
-    def planned(self, benign: Benign, labels: Tensor, loss: CodeLoss) -> Plan:
-        """As in `OnCodes`; the target labels are there for a search that makes images for them."""
-        return super().planned(benign, labels, loss)._replace(labels=labels)
+        """The plan of a loss of relaxed codes, with the target labels for a search that makes images for them."""
+        labels = self.labels(benign, targets)
+        return self.planned(benign, labels, self.bound(benign, targets), loss)._replace(labels=labels)
 
     def labels(self, benign: Benign, targets: Tensor) -> Tensor:
         """The target labels in the dtype of the gallery's."""

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss, one_hot, softplus
+from torch.nn.functional import mse_loss, softplus
 from tqdm import tqdm
 
-from robret_lib.data import check_labels, relevance
+from robret_lib.data import multi_hot, relevance
 from robret_lib.fields import check_count, check_number
 from robret_lib.hamming.codes import check_codes
 from robret_lib.hashing.batch import Known, likelihood, quantization
@@ -55,21 +55,6 @@ class PrototypeNet(nn.Module):
     def probabilities(self, labels: Tensor) -> Tensor:
         """Of each class, as the second head says, ``[B, C]`` in (0, 1)."""
         return self.head(self.feature(labels))
-
-
-def multi_hot(labels: Tensor, classes: int) -> Tensor:
-    """Labels ``[N]``, whole numbers from 0, or multi-hot ``[N, C]`` as float zeros and ones ``[N, C]``.
-
-    Raises:
-        DataError: They are neither.
-        ValueError: They are those of another number of classes.
-    """
-    check_labels(labels)
-    if labels.ndim == 1 and len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-        raise ValueError(f"labels {int(labels.min())} to {int(labels.max())}: expected {classes} classes, from 0")
-    if labels.ndim == 2 and labels.shape[1] != classes:
-        raise ValueError(f"labels of shape {tuple(labels.shape)}: expected {classes} classes")
-    return (one_hot(labels.long(), classes) if labels.ndim == 1 else labels).float()
 
 
 PrototypeLoss = Callable[[PrototypeNet, Tensor, Known], Tensor]
@@ -171,7 +156,7 @@ def label_kinds(labels: Tensor, classes: int) -> Tensor:
     Raises:
         ValueError: There are none.
     """
-    kinds = multi_hot(labels, classes).unique(dim=0)
+    kinds = multi_hot(labels, classes).float().unique(dim=0)
     kinds = kinds[kinds.any(1)]
     if not len(kinds):
         raise ValueError(f"labels of shape {tuple(labels.shape)} without any label: there is nothing to aim at")

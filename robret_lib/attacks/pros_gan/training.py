@@ -9,10 +9,10 @@ from torch.nn.functional import mse_loss, pad
 from tqdm import tqdm
 
 from robret_lib.attacks.pros_gan.networks import Discriminator, ImageGenerator
-from robret_lib.data import as_float
+from robret_lib.data import as_float, multi_hot
 from robret_lib.fields import check_count, check_number
 from robret_lib.hamming import codes_of
-from robret_lib.hashing.prototype import label_kinds, multi_hot
+from robret_lib.hashing.prototype import label_kinds
 from robret_lib.mining import shuffled_epoch
 from robret_lib.models import embeddings_of, frozen
 
@@ -96,7 +96,7 @@ def train_generator(
     device, classes = next(network.parameters()).device, discriminator.classes
     kinds = label_kinds(labels if targets is None else targets, classes).to(device)
     maker, judge = _Trained(network, schedule), _Trained(discriminator, schedule)
-    batches = _batches(images, multi_hot(labels, classes), schedule.batch, device, generator)
+    batches = _batches(images, multi_hot(labels, classes).float(), schedule.batch, device, generator)
     found: dict[str, list[Tensor]] = {"reconstruction": [], "code": [], "realism": []}
     network.train()
     discriminator.train()
