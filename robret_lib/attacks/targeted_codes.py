@@ -102,7 +102,8 @@ class _Targeted(OnCodes):
 
     def labels(self, benign: Benign, targets: Tensor) -> Tensor:
         """The target labels in the dtype of the gallery's."""
-        return benign.gallery.labels[targets[:, 0]]
+        labels = benign.gallery.labels
+        return labels[targets[:, 0].to(labels.device)].to(benign.embeddings.device)
 
 
 def _published(agreement: Tensor) -> Tensor:
@@ -192,7 +193,7 @@ class TowardsPrecision(_Targeted):
     def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor:
         """Gallery positions ``[B, 1 + items + others]``, the first that of an item with exactly the target labels."""
         first, gallery = super().targets(benign, generator), benign.gallery
-        shared = relevance(self.labels(benign, first), gallery.labels)
+        shared = relevance(self.labels(benign, first), gallery.labels.to(benign.embeddings.device))
         kinds = (shared, self.items), (~shared, self.others)
         drawn = (drawn_items(*kind, generator).to(first.device) for kind in kinds)
         return torch.cat([first, *drawn], dim=1)

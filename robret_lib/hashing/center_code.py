@@ -57,7 +57,7 @@ def center_votes(
     check_codes(train_codes, train_codes)
     if weights not in get_args(Weights):
         raise ValueError(f"weights={weights!r}: expected one of {get_args(Weights)}")
-    own = overlap(labels, train_labels, weights).to(train_codes.device, torch.float64)
+    own = overlap(labels, train_labels.to(labels.device), weights).to(train_codes.device, torch.float64)
     others = (own == 0).double()
     if balanced:
         own, others = (part / part.sum(1, keepdim=True).clamp(min=1e-12) for part in (own, others))
