@@ -189,4 +189,4 @@ def _known(network: PrototypeNet, codes: Tensor, labels: Tensor, device: torch.d
 
 def _log_of_sum(logits: Tensor, chosen: Tensor) -> Tensor:
     """The log of the sum of ``exp`` over the chosen ones; 0 where there are none."""
-    return logits[chosen].logsumexp(0) if chosen.any() else logits.new_zeros(())
+    return logits.masked_fill(~chosen, -torch.inf).flatten().logsumexp(0) if chosen.any() else logits.new_zeros(())
