@@ -101,6 +101,16 @@ def test_other_labels_make_another_image(prototypes):
     assert (first - second).abs().max() > 0.01
 
 
+def test_a_bounded_generator_changes_no_pixel_by_more(prototypes):
+    images = torch.rand(2, *SHAPE, generator=seeded())
+    network = ImageGenerator(prototypes, SHAPE, width=8, eps=0.1)
+    with torch.no_grad():
+        network.last.weight.mul_(100)
+        made = network(images, torch.tensor([0, 1]))
+    assert 0.09 < (made - images).abs().max() <= 0.1 + 1e-6
+    assert made.min() >= 0 and made.max() <= 1
+
+
 def test_the_generator_has_prototypes_of_its_own(prototypes):
     network, _ = networks(prototypes)
     assert not any(weight.requires_grad for weight in network.prototypes.parameters())
@@ -123,6 +133,7 @@ def test_convolutions_of_the_discriminator_have_a_spectral_norm_of_one():
         (lambda p: ImageGenerator(p, (3, 4, 8)), "of at least 8"),
         (lambda p: ImageGenerator(p, (0, 8, 8)), "channels=0"),
         (lambda p: ImageGenerator(p, SHAPE, width=4), "width=4"),
+        (lambda p: ImageGenerator(p, SHAPE, eps=8), "eps=8"),
         (lambda p: Discriminator(0, SHAPE), "classes=0"),
         (lambda p: Discriminator(4, SHAPE, width=0), "width=0"),
         (lambda p: ImageGenerator(p, SHAPE, 8)(torch.rand(1, 1, 8, 8), torch.tensor([0])), r"expected \[B, 3, 8, 8\]"),
