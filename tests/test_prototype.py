@@ -1,5 +1,6 @@
 """The codes a network has for labels: losses by hand and by loops, toy codes it must find, and what an attack gains."""
 
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from math import exp, log, log1p
@@ -238,3 +239,12 @@ def test_towards_a_learned_code_the_ranking_becomes_that_of_the_target(loss):
     found = attacks.run(attack, model, images, gallery, PGD(0.2, 0.02, 30), labels=labels)
     gain = found.measured["average_precision"].mean() - found.benign["average_precision"].mean()
     assert gain > 10
+
+
+def test_it_attacks_by_single_labels_too():
+    model, images, _, gallery = small_world()
+    classes, known = torch.arange(12) % 3, replace(gallery, labels=gallery.labels[:, :3].argmax(1))
+    network, _ = trained(known.labels, known.codes, known.labels)
+    attack = Prototype(wanted=(classes + 1) % 3, network=network)
+    found = attacks.run(attack, model, images, known, PGD(0.2, 0.02, 30), labels=classes)
+    assert found.measured["average_precision"].mean() > found.benign["average_precision"].mean() + 10

@@ -99,7 +99,8 @@ def circle_loss(network: PrototypeNet, labels: Tensor, known: Known, softened: b
 def likelihood_loss(network: PrototypeNet, labels: Tensor, known: Known) -> Tensor:
     """ProS-GAN's: ``mean (log(1 + e^t) - S t)`` with ``t = g b / 2``, `blur`, and the squared error of the labels.
 
-    (`TargetAttackGAN.train_prototype_net`.) Arguments as in `PrototypeLoss`.
+    All pairs count alike, so that with many classes those without a common label decide. (The authors' code,
+    `TargetAttackGAN.train_prototype_net`.) Arguments as in `PrototypeLoss`.
     """
     codes = network(labels)
     logits, similar = codes @ known.codes.T.to(codes) / 2, relevance(labels, known.labels).to(codes)
