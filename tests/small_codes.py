@@ -17,16 +17,16 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def hash_model() -> HashModel:
+def hash_model(side: int = 4) -> HashModel:
     torch.manual_seed(0)
-    return HashModel(nn.Sequential(nn.Flatten(), nn.Linear(48, 32), nn.Tanh(), nn.Linear(32, BITS)))
+    return HashModel(nn.Sequential(nn.Flatten(), nn.Linear(3 * side**2, 32), nn.Tanh(), nn.Linear(32, BITS)))
 
 
-def small_world() -> World:
+def small_world(side: int = 4) -> World:
     """The network, queries, their labels, and a gallery."""
-    model, classes = hash_model(), torch.arange(ITEMS + QUERIES) % 3
-    centers = torch.rand(3, 3, 4, 4, generator=seeded(1))
-    images = (centers[classes] + 0.2 * torch.randn(len(classes), 3, 4, 4, generator=seeded(2))).clamp(0, 1)
+    model, classes = hash_model(side), torch.arange(ITEMS + QUERIES) % 3
+    centers = torch.rand(3, 3, side, side, generator=seeded(1))
+    images = (centers[classes] + 0.2 * torch.randn(len(classes), 3, side, side, generator=seeded(2))).clamp(0, 1)
     labels = one_hot(classes, 4)
     labels[::5, 3] = 1
     gallery = Gallery.of(model, images[QUERIES:], labels[QUERIES:])

@@ -84,7 +84,8 @@ def circle_loss(network: PrototypeNet, labels: Tensor, known: Known, softened: b
 def likelihood_loss(network: PrototypeNet, labels: Tensor, known: Known) -> Tensor:
     """ProS-GAN's: ``mean (log(1 + e^t) - S t)`` with ``t = g b / 2``, `blur`, and the squared error of the labels.
 
-    (`TargetAttackGAN.train_prototype_net`.) Arguments as in `PrototypeLoss`.
+    All pairs count alike, so that with many classes those without a common label decide. (The authors' code,
+    `TargetAttackGAN.train_prototype_net`.) Arguments as in `PrototypeLoss`.
     """
     codes = network(labels)
     logits, similar = codes @ known.codes.T.to(codes) / 2, relevance(labels, known.labels).to(codes)
@@ -174,4 +175,4 @@ def _known(network: PrototypeNet, codes: Tensor, labels: Tensor, device: torch.d
 
 def _log_of_sum(logits: Tensor, chosen: Tensor) -> Tensor:
     """The log of the sum of ``exp`` over the chosen ones; 0 where there are none."""
-    return logits[chosen].logsumexp(0) if chosen.any() else logits.new_zeros(())
+    return logits.masked_fill(~chosen, -torch.inf).flatten().logsumexp(0) if chosen.any() else logits.new_zeros(())

@@ -10,7 +10,7 @@ from math import gcd
 import torch
 from torch import Tensor, nn
 
-from robret_lib.fields import check_count
+from robret_lib.fields import check_count, check_share
 from robret_lib.hashing.prototype import PrototypeNet
 
 Shape = tuple[int, int, int]
@@ -42,18 +42,25 @@ class ImageGenerator(nn.Module):
         prototypes: Knows the labels. The generator has a copy, which no training changes.
         shape: Of the images; height and width multiples of four, of at least 8.
         width: Channels of the first layer.
+        eps: Bound on the change of a pixel, in [0, 1]: what comes out last is then a change of the image, no image.
+            None is none, as published. Trained without, and cut to a ball afterwards, a generator loses most of what
+            it can do there.
 
     Raises:
-        ValueError: Another shape, or a width below 8.
+        ValueError: Another shape, a width below 8, or an impossible eps.
     """
 
-    def __init__(self, prototypes: PrototypeNet, shape: Shape = PUBLISHED, width: int = 64) -> None:
+    def __init__(
+        self, prototypes: PrototypeNet, shape: Shape = PUBLISHED, width: int = 64, eps: float | None = None
+    ) -> None:
         super().__init__()
         check_count("width", width, least=8)
+        if eps is not None:
+            check_share("eps", eps)
         channels, height, side = _checked(shape)
         if height % 4 or side % 4 or min(height, side) < 8:
             raise ValueError(f"images of {height} x {side} pixels: expected multiples of four, of at least 8")
-        self.shape = shape
+        self.shape, self.eps = shape, eps
         self.prototypes = deepcopy(prototypes).requires_grad_(False)
         self.picture = _picture_of_labels(prototypes.features, shape, 2 * width)
         blocks = (_Residual(4 * width) for _ in range(RESIDUAL_BLOCKS))
@@ -75,7 +82,8 @@ class ImageGenerator(nn.Module):
         pixels = 2 * images - 1
         picture = self.picture(self.prototypes.feature(labels))
         changes = self.body(torch.cat([picture, pixels], dim=1))
-        return (self.last(torch.cat([changes, pixels], dim=1)).tanh() + 1) / 2
+        shown = self.last(torch.cat([changes, pixels], dim=1)).tanh()
+        return (shown + 1) / 2 if self.eps is None else (images + self.eps * shown).clamp(0, 1)
 
 
 class Discriminator(nn.Module):

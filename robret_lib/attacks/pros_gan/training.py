@@ -97,7 +97,7 @@ def train_generator(
     kinds = label_kinds(labels if targets is None else targets, classes).to(device)
     maker, judge = _Trained(network, schedule), _Trained(discriminator, schedule)
     batches = _batches(images, multi_hot(labels, classes).float(), schedule.batch, device, generator)
-    found: dict[str, list[Tensor]] = {"reconstruction": [], "code": [], "realism": []}
+    history = []
     network.train()
     discriminator.train()
     with frozen(model):
@@ -109,9 +109,8 @@ def train_generator(
                 judge.step(discriminator_loss(discriminator, shown, own, made.detach(), wanted), step)
             parts = generator_losses(discriminator, model, shown, made, wanted, codes_of(network.prototypes(wanted)))
             maker.step(sum(getattr(schedule, name) * part for name, part in parts.items()), step)
-            for name, part in parts.items():
-                found[name].append(part.detach())
-    return {name: _finite(name, torch.stack(losses)) for name, losses in found.items()}
+            history.append({name: part.detach() for name, part in parts.items()})
+    return {name: _finite(name, torch.stack([parts[name] for parts in history])) for name in history[0]}
 
 
 def generator_losses(

@@ -20,7 +20,8 @@ class Generated:
         network: Maps images ``[B, C, H, W]`` in [0, 1] and labels, ``[B]`` or ``[B, C]``, to images, each by itself;
             such as a `pros_gan.ImageGenerator`, trained on the attacked model.
         eps: Bound on the change of a pixel, to which the images are cut. 1, from black to white, is none: so ProS-GAN
-            is published, which is asked for little change by its training alone.
+            is published, which is asked for little change by its training alone. A network that is to be compared in a
+            ball had better be trained for it.
     """
 
     network: nn.Module
