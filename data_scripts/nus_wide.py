@@ -113,9 +113,10 @@ NUS_WIDE = HashingSet(
     reduced=193_834,
     by_hand=(
         "The small archives are on its page,\n"
-        "  https://lms.comp.nus.edu.sg/wp-content/uploads/2019/research/nuswide/NUS-WIDE.html. The photographs are sent\n"
-        "  to those who sign the form on that page, Agreement and Disclaimer, and mail it to the address there. Where\n"
-        "  that is dead, https://github.com/NExTplusplus/NUS-WIDE says it is the official place now."
+        "  https://lms.comp.nus.edu.sg/wp-content/uploads/2019/research/nuswide/NUS-WIDE.html.\n"
+        "  The photographs are sent to those who sign the form on that page, Agreement and Disclaimer, and mail it to\n"
+        "  the address there. Where that is dead, https://github.com/NExTplusplus/NUS-WIDE calls itself the official\n"
+        "  place. Of the photographs a folder is expected: Flickr with a folder a concept, or images with all of them."
     ),
     folders=("nus_wide",),
 )

@@ -1,4 +1,4 @@
-"""What the scripts of deep hashing share: sets whose images have several labels, divided into query, train and database.
+"""What the scripts of the deep hashing sets share: several labels an image; query, train and database.
 
 A script describes its set as a `HashingSet` and calls `official.main`. The packed file holds of each photograph the
 middle: its shorter side becomes 256 pixels (bilinear), and of the longer one 256 stay. The middle 224 of that are the
@@ -142,8 +142,8 @@ def check_annotations(annotations: Annotations, hashing_set: HashingSet) -> None
     if (images, classes) != (hashing_set.sizes.images, hashing_set.classes):
         expected = f"{hashing_set.sizes.images:,} images with {hashing_set.classes} labels"
         raise SourceError(f"the annotations have {images:,} images with {classes} labels; expected {expected}")
-    if len(set(annotations.names)) != images:
-        raise SourceError("the annotations name an image twice")
+    if len(set(annotations.files)) != images:
+        raise SourceError("the annotations name an image twice, or two images of one file")
     marks = int(annotations.labels.sum())
     if hashing_set.marks not in (None, marks):
         raise SourceError(f"the annotations give {marks:,} labels in all; expected {hashing_set.marks:,}")

@@ -119,8 +119,8 @@ class SplitLists:
             if shared := queries.intersection(self.rows[role].names):
                 raise SourceError(f"{min(shared)} is both in {self._file('query')} and in {self._file(role)}")
 
-    def _file(self, role: str) -> Path:
-        return self.folder / f"the list {STEMS[role]!r}"
+    def _file(self, role: str) -> str:
+        return f"the list {STEMS[role]!r} in {self.folder}"
 
 
 def found_lists(folders: Sequence[Path], classes: int) -> SplitLists | None:
