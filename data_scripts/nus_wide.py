@@ -80,7 +80,7 @@ def column(marks: list[bytes], member: str, images: int) -> np.ndarray:
 
 
 def words(read: Read, member: str) -> list[str]:
-    """The lines of a list, but empty ones."""
+    """The words of a list, one a line."""
     ((_, content),) = read([member])
     return content.decode(errors="replace").split()
 
