@@ -148,7 +148,7 @@ def zipped(files: Files) -> bytes:
 
 
 def archives(name: str, files: Files) -> Files:
-    """As the set is published; the annotations of FLICKR-25K without a top folder; what is no archive stays unpacked."""
+    """As the set is published: annotations of FLICKR-25K without a top folder, photographs of NUS-WIDE unpacked."""
     packed = {}
     for piece in SETS[name].layouts[0].pieces:
         own = {file: content for file, content in files.items() if file.startswith(f"{piece.unpacked}/")}
@@ -293,20 +293,23 @@ def test_a_second_run_does_nothing(tmp_path: Path, name: str, capsys) -> None:
     assert (tmp_path / f"{name}.npz").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("other", ["classes", "sizes"])
-def test_another_file_of_that_name_is_refused(tmp_path: Path, other: str, capsys) -> None:
-    labels = flickr_labels()[:, : 37 if other == "classes" else 38]
-    split = ["query"] * 6 + ["train"] * (10 if other == "classes" else 9)
-    split += ["database"] * (30 - len(split))
-    images = [Image.new("RGB", (16, 16))] * 30
-    data.write_packed(tmp_path / "flickr25k.npz", images, labels, list(map(str, range(labels.shape[1]))), None, split)
+@pytest.mark.parametrize(
+    ("images", "classes", "query", "train", "message"),
+    [
+        (30, 37, 6, 10, "its labels are of shape (30, 37); expected 38 columns"),
+        (30, 38, 6, 9, "there are 30 images, 6 of query and 9 of train; expected 30 images, 6 of query and 10 (or 8"),
+        (30, 38, 5, 10, "there are 30 images, 5 of query and 10 of train; expected 30"),
+        (29, 38, 6, 10, "there are 29 images, 6 of query and 10 of train; expected 30"),
+    ],
+)
+def test_another_file_of_that_name_is_refused(tmp_path, images, classes, query, train, message, capsys) -> None:
+    labels, names = flickr_labels()[:images, :classes], [f"class {column}" for column in range(classes)]
+    split = ["query"] * query + ["train"] * train + ["database"] * (images - query - train)
+    pictures = [Image.new("RGB", (16, 16))] * images
+    data.write_packed(tmp_path / "flickr25k.npz", pictures, labels, names, split=split)
     assert run("flickr25k", tmp_path) == 1
     error = capsys.readouterr().err
-    expected = {
-        "classes": "its labels are of shape (30, 37); expected 38 columns",
-        "sizes": "there are 30 images, 6 of query and 9 of train; expected 30 images, 6 of query and 10 (or 8, without",
-    }
-    assert expected[other] in error and "Move it away" in error
+    assert message in error and "Move it away" in error
 
 
 # --- our own splits -------------------------------------------------------------------------------
