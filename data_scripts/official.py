@@ -1,9 +1,9 @@
 """What the scripts of the official data sets share: one packed file of squares, from whatever form a set is around in.
 
-A script describes its set as an `OfficialSet` and calls `main`. The packed file holds each photograph squeezed to a
-square of 256 pixels (bilinear, the aspect not kept, no turn by EXIF), as the published training code of deep metric
-learning does before it crops. It is the same file, byte for byte with the same version of Pillow, whether it was made
-from the archive or from an unpacked folder.
+A script describes its set as an `OfficialSet`, or as an `official_hashing.HashingSet`, and calls `main`. The packed
+file of an `OfficialSet` holds each photograph squeezed to a square of 256 pixels (bilinear, the aspect not kept, no
+turn by EXIF), as the published training code of deep metric learning does before it crops. It is the same file, byte
+for byte with the same version of Pillow, whether it was made from the archive or from an unpacked folder.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from torchvision.transforms.functional import center_crop, resize
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the library of this checkout, whatever is installed
@@ -56,46 +57,94 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class Form:
     """One form in which a set is around.
 
     Attributes:
         pieces: the files it was published in; all are needed.
-        lists: those files in them that say what there is.
-        listing: what they say, given their contents by name; raises SourceError where it makes no sense.
     """
 
     pieces: tuple[Piece, ...]
-    lists: tuple[str, ...]
-    listing: Callable[[dict[str, bytes]], Listing]
 
     def __str__(self) -> str:
         return " with ".join(piece.file for piece in self.pieces)
 
 
 @dataclass(frozen=True)
-class OfficialSet:
-    """A data set, whose classes are divided into those to train with and those to search.
+class Layout(Form):
+    """A form of a set whose classes are divided.
+
+    Attributes:
+        lists: those files in the pieces that say what there is.
+        listing: what they say, given their contents by name; raises SourceError where it makes no sense.
+    """
+
+    lists: tuple[str, ...]
+    listing: Callable[[dict[str, bytes]], Listing]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedSet:
+    """What there is to say of any official data set; a kind of sets says the rest in its methods.
 
     Attributes:
         name: of the packed file.
         title: what people call it.
         layouts: tried in this order.
-        train: how much of it there must be, as test.
         by_hand: where a person gets it, in a sentence or more.
         folders: below the data root, where its files may lie too.
     """
 
     name: str
     title: str
-    layouts: tuple[Layout, ...]
-    train: Part
-    test: Part
+    layouts: tuple[Form, ...]
     by_hand: str
     folders: tuple[str, ...] = ()
 
+    def pack(self, layout: Form, read: Read, output: Path) -> None:
+        """Writes the packed file, whole or not at all.
 
-def main(official: OfficialSet, arguments: list[str] | None = None) -> int:
+        Raises:
+            SourceError: if what is read is not the set, or a photograph is missing or damaged.
+            OSError: if a file cannot be read or written.
+        """
+        raise NotImplementedError
+
+    def check(self, packed: PackedFile) -> None:
+        """Checks that a packed file is one of this set.
+
+        Raises:
+            SourceError: if not.
+        """
+        raise NotImplementedError
+
+    def summary(self, path: Path) -> str:
+        """What is in its packed file, in a line."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialSet(PublishedSet):
+    """A data set, whose classes are divided into those to train with and those to search.
+
+    Attributes:
+        train: how much of it there must be, as test.
+    """
+
+    train: Part
+    test: Part
+
+    def pack(self, layout: Layout, read: Read, output: Path) -> None:
+        pack(self, layout, read, output)
+
+    def check(self, packed: PackedFile) -> None:
+        check_parts(_labels(packed, "train"), _labels(packed, "test"), self)
+
+    def summary(self, path: Path) -> str:
+        return f"train {self.train}, test {self.test}"
+
+
+def main(official: PublishedSet, arguments: list[str] | None = None) -> int:
     """Runs a script; returns its exit code: 0, 1 for an error that it has printed, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(description=f"Get, verify and pack {official.title}, as {official.name}.npz.")
     parser.add_argument("--root", type=Path, default=data.data_root(), help="data root (now: %(default)s)")
@@ -111,12 +160,12 @@ def main(official: OfficialSet, arguments: list[str] | None = None) -> int:
         return 130
     else:
         print(f"{official.title} is ready: {root / official.name}.npz (source: {source})")
-        print(f"  train {official.train}, test {official.test}")
+        print(f"  {official.summary(root / f'{official.name}.npz')}")
         return 0
     return 1
 
 
-def prepare(official: OfficialSet, root: Path) -> str:
+def prepare(official: PublishedSet, root: Path) -> str:
     """Makes sure that the packed file is there.
 
     Returns:
@@ -132,7 +181,7 @@ def prepare(official: OfficialSet, root: Path) -> str:
         return "already there"
     for layout in official.layouts:
         try:
-            pack(official, layout, reader(layout, [root, *(root / folder for folder in official.folders)]), output)
+            official.pack(layout, reader(layout, [root, *(root / folder for folder in official.folders)]), output)
         except SourceError as error:
             print(f"  not from {layout}: {error}")
             continue
@@ -140,7 +189,7 @@ def prepare(official: OfficialSet, root: Path) -> str:
     raise SourceError(no_source_message(official, root))
 
 
-def reader(layout: Layout, places: Sequence[Path]) -> Read:
+def reader(layout: Form, places: Sequence[Path]) -> Read:
     """Reads the files of all pieces together.
 
     Raises:
@@ -192,13 +241,31 @@ def in_order(names: Iterable[str], arriving: Iterator[tuple[str, bytes]]) -> Ite
 
 
 def squeezed(content: bytes, name: str) -> bytes:
-    """The photograph as a square JPEG file.
+    """The whole photograph as a square JPEG file, its aspect not kept.
+
+    Raises:
+        SourceError: if it is none, or a damaged one.
+    """
+    return square_file(content, name, lambda image: image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+
+
+def central(content: bytes, name: str) -> bytes:
+    """The middle of the photograph as a square JPEG file: its shorter side becomes that of the square.
+
+    Raises:
+        SourceError: if it is none, or a damaged one.
+    """
+    return square_file(content, name, lambda image: center_crop(resize(image, SIDE), SIDE))
+
+
+def square_file(content: bytes, name: str, square: Callable[[Image.Image], Image.Image]) -> bytes:
+    """The square that is made of a photograph, as a JPEG file.
 
     Raises:
         SourceError: if it is none, or a damaged one.
     """
     try:
-        image = Image.open(io.BytesIO(content)).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+        image = square(Image.open(io.BytesIO(content)).convert("RGB"))
     except Exception as error:  # damaged bytes surface as a dozen types
         raise SourceError(f"{name} is no photograph that can be read ({type(error).__name__}: {error})") from error
     return jpeg_file(Image.fromarray(np.asarray(image)), QUALITY)  # the pixels only: no EXIF, by which to turn them
@@ -236,7 +303,7 @@ def check_parts(train: Sequence[int], test: Sequence[int], official: OfficialSet
         raise SourceError(f"class {min(shared)} is both in train and in test")
 
 
-def check_packed(path: Path, official: OfficialSet) -> None:
+def check_packed(path: Path, official: PublishedSet) -> None:
     """Checks that a file that is there is what this script writes, and whole.
 
     Raises:
@@ -244,7 +311,7 @@ def check_packed(path: Path, official: OfficialSet) -> None:
     """
     try:
         packed = read_packed(path)
-        check_parts(_labels(packed, "train"), _labels(packed, "test"), official)
+        official.check(packed)
         if (side := packed.smallest_side()) != SIDE:
             raise SourceError(f"its smallest side is {side} pixels; expected {SIDE}")
     except (data.DataError, SourceError) as error:
@@ -255,7 +322,7 @@ def _labels(packed: PackedFile, split: str) -> list[int]:
     return [] if packed.split is None else packed.labels[packed.split == split].tolist()
 
 
-def no_source_message(official: OfficialSet, root: Path) -> str:
+def no_source_message(official: PublishedSet, root: Path) -> str:
     """What a person can do when every source has failed."""
     needed = "\n  or\n".join("\n".join(f"    {piece}" for piece in layout.pieces) for layout in official.layouts)
     return f"""{official.title} is not in {root}, and no source could give it. To get it by hand:

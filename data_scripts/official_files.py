@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 NETWORK_TIMEOUT = 20  # seconds of silence after which a download counts as failed
 CHUNK = 2**20
+SHOWN = 3  # of what is wrong, so many are named
 
 Read = Callable[[Sequence[str]], Iterator[tuple[str, bytes]]]
 """Gives the named files with their contents, each once, in the order that is quickest."""
@@ -29,27 +30,41 @@ class SourceError(Exception):
     """A source cannot give the files; the message says why."""
 
 
+class MissingFilesError(SourceError):
+    """A source has some of the files only.
+
+    Attributes:
+        names: of those that it lacks.
+    """
+
+    def __init__(self, message: str, names: Sequence[str]) -> None:
+        super().__init__(message)
+        self.names = names
+
+
 @dataclass(frozen=True)
 class Piece:
     """One of the files in which a data set was published.
 
     Attributes:
-        file: its name; .tgz and .zip are archives, another file is taken as it is.
+        file: its name; .tgz and .zip are archives, another file is taken as it is. What was never published as one file
+            has the name of its folder.
         unpacked: the folder at the top of the archive; of another file its name again.
-        checksum: ``"sha256:..."``, or ``"md5:..."`` where no better one is known.
+        checksum: ``"sha256:..."``, or ``"md5:..."`` where no better one is known, or None where none is.
         size: in bytes, where known; always where there are urls.
-        urls: where to fetch it, in this order; none where no official host has it any more.
+        urls: where to fetch it, in this order; none where no official host has it any more, or no checksum is known.
     """
 
     file: str
     unpacked: str
-    checksum: str
+    checksum: str | None = None
     size: int | None = None
     urls: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        size = "" if self.size is None else f"{self.size:,} bytes, "
-        return f"{self.file} ({size}{self.checksum.replace(':', ' ')})"
+        facts = [] if self.size is None else [f"{self.size:,} bytes"]
+        facts += [] if self.checksum is None else [self.checksum.replace(":", " ")]
+        return f"{self.file} ({', '.join(facts) or 'no checksum is known'})"
 
 
 def located(piece: Piece, places: Sequence[Path]) -> Read:
@@ -82,6 +97,12 @@ def checked(path: Path, piece: Piece) -> Read:
     size = path.stat().st_size
     if piece.size is not None and size != piece.size:
         raise SourceError(f"{path} is cut off or another file: {size:,} bytes, expected {piece.size:,}")
+    if piece.checksum is not None:
+        _check_digest(path, piece, size)
+    return _reader(path)
+
+
+def _check_digest(path: Path, piece: Piece, size: int) -> None:
     algorithm, _, expected = piece.checksum.partition(":")
     digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as file, _bar(f"checking {piece.file}", size) as bar:
@@ -92,7 +113,6 @@ def checked(path: Path, piece: Piece) -> Read:
         raise SourceError(
             f"{path} is altered or another file: {algorithm} {digest.hexdigest()[:12]}..., expected {expected[:12]}..."
         )
-    return _reader(path)
 
 
 def fetched(piece: Piece, place: Path, reasons: Sequence[str]) -> Read:
@@ -158,12 +178,13 @@ def read_folder(parent: Path, names: Sequence[str]) -> Iterator[tuple[str, bytes
 
 
 def read_zip(path: Path, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """Members of a .zip, in the order given."""
+    """Members of a .zip, in the order given. One that was packed without its top folder is read as if it had it."""
     with _damage_named(path), zipfile.ZipFile(path) as archive:
-        members = set(archive.namelist())
-        _check_none_missing([name for name in names if name not in members], names, path)
+        present = set(archive.namelist())
+        members = {name: name if name in present else name.partition("/")[2] for name in names}
+        _check_none_missing([name for name in names if members[name] not in present], names, path)
         for name in names:
-            yield name, archive.read(name)
+            yield name, archive.read(members[name])
 
 
 def read_tar(path: Path, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
@@ -190,7 +211,8 @@ def _reader(path: Path) -> Read:
 
 def _check_none_missing(missing: Sequence[str], names: Sequence[str], where: Path) -> None:
     if missing:
-        raise SourceError(f"{where} lacks {len(missing):,} of {len(names):,} files, the first is {missing[0]}")
+        what = f"{where} lacks {len(missing):,} of {len(names):,} files, the first is {', then '.join(missing[:SHOWN])}"
+        raise MissingFilesError(what, missing)
 
 
 @contextmanager
