@@ -42,7 +42,7 @@ test: data ## check everything: style, units, notebooks, the rendered book (10 t
 	$(BIN)/python book/render.py
 	$(BIN)/python -m pytest -n 2 -m book
 
-data: $(STAMP) ## get, verify and convert a data set: DATASET=fashion-mnist, cub, cars or sop
+data: $(STAMP) ## get, verify and convert a data set: DATASET=fashion-mnist, cub, cars, sop, flickr25k, nus-wide or coco
 	@$(BIN)/python data_scripts/$(subst -,_,$(DATASET)).py
 
 bench: data ## measure what a step of each attack and defense costs, and the metrics

@@ -775,7 +775,7 @@ def test_a_script_without_a_network_ends_in_words(tmp_path: Path, name: str) -> 
 
 
 def test_load_says_how_to_get_them(tmp_path: Path) -> None:
-    with pytest.raises(data.DataError, match="'cub', 'cars' and 'sop' .*`make data DATASET=cub`"):
+    with pytest.raises(data.DataError, match="'cub', 'cars', 'sop', .*`make data DATASET=cub`"):
         data.load("cub")
 
 

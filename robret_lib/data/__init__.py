@@ -78,7 +78,8 @@ def load(
     Args:
         name: ``"fashion-mnist"``; ``"grocery"``, the photographs that are part of the library (`GROCERY`); or a
             packed .npz (see `write_packed`): its path, or the bare name of one in `data_root`, as ``"cub"``,
-            ``"cars"`` and ``"sop"``, which the scripts of ``data_scripts`` make of the official sets.
+            ``"cars"``, ``"sop"``, ``"flickr25k"``, ``"nus_wide"`` and ``"coco"``, which the scripts of ``data_scripts``
+            make of the official sets.
         scale: ``"full"`` takes everything. ``"quick"`` keeps the whole of train and at most 2,000 queries and
             2,000 gallery images: of Fashion-MNIST the first 2,000 test images; of a packed file two images of
             every class in turn until the 2,000 are full, so that they still have matches (of multi-hot labels
@@ -179,8 +180,8 @@ def _find_packed(name: str | os.PathLike[str]) -> Path:
         return path
     prepared = ", ".join(sorted(file.stem for file in data_root().glob("*.npz"))) or "none"
     raise DataError(
-        f"no data set {str(name)!r}: looked for the file {path}. Known are 'fashion-mnist', 'cub', 'cars' and 'sop' "
-        "(get one with `make data DATASET=cub`), 'grocery', the path of a packed .npz, and the packed files "
-        f"in {data_root()} (now: {prepared}); set ROBRET_DATA if they lie elsewhere. A folder of photographs "
-        "becomes one by `python -m robret_lib.data pack FOLDER`"
+        f"no data set {str(name)!r}: looked for the file {path}. Known are 'fashion-mnist', 'cub', 'cars', 'sop', "
+        "'flickr25k', 'nus_wide' and 'coco' (get one with `make data DATASET=cub`), 'grocery', the path of a packed "
+        f".npz, and the packed files in {data_root()} (now: {prepared}); set ROBRET_DATA if they lie elsewhere. A "
+        "folder of photographs becomes one by `python -m robret_lib.data pack FOLDER`"
     )

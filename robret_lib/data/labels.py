@@ -62,10 +62,13 @@ def multi_hot(labels: Tensor, classes: int) -> Tensor:
     """Labels as zeros and ones, uint8 ``[N, classes]``, whether they come so or as class numbers ``[N]``.
 
     Raises:
-        DataError: if `check_labels` does, or a label is beyond the classes.
+        DataError: if `check_labels` does, or they are of another number of classes.
     """
     check_labels(labels)
-    check_label_range(labels, classes, "labels")
+    if labels.ndim == 1 and len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise DataError(f"labels {int(labels.min())} to {int(labels.max())}: expected {classes} classes, from 0")
+    if labels.ndim == 2 and labels.shape[1] != classes:
+        raise DataError(f"labels of shape {tuple(labels.shape)}: expected {classes} classes")
     return (one_hot(labels.long(), classes) if labels.ndim == 1 else labels).to(torch.uint8)
 
 
