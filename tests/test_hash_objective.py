@@ -1,13 +1,17 @@
 """What a hash model is trained by: codes kept of the whole training set, a sharper tanh, and both after a kill."""
 
+import os
+import subprocess
+import sys
 from math import sqrt
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import one_hot
 
-from robret_lib import models
+from robret_lib import models, training
 from robret_lib.data import Split
 from robret_lib.hamming import codes_of, hamming_map
 from robret_lib.hashing import (
@@ -322,3 +326,57 @@ def test_a_hash_model_learns(name, bits=16):
     objective = HashObjective(LEARNING[name](200, bits), KnownCodes(seen.labels, bits), continuation.by_step)
     train(model, seen, objective, Schedule(150, batch=20, lr=5e-3, optimizer="rmsprop"))
     assert found() > before + 25
+
+
+# Several processes
+
+WORKER = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}, {root!r}]
+import torch
+from test_hash_objective import SCHEDULE, an_objective, plain_model, some_split
+from robret_lib.training import process_group, train
+
+torch.set_num_threads(1)
+model, objective = plain_model(), an_objective("DSDH")
+with process_group("cpu") as rank:
+    train(model, some_split(), objective, SCHEDULE)
+    state = {{"model": model.state_dict(), "objective": objective.state_dict()}}
+    torch.save(state, Path({folder!r}) / f"end{{rank}}")
+"""
+
+
+def plain_model() -> HashModel:
+    torch.manual_seed(4)
+    return HashModel(nn.Sequential(nn.Flatten(), nn.Linear(36, BITS)))
+
+
+@pytest.mark.slow
+def test_two_processes_know_the_codes_of_both(tmp_path):
+    """As if one held both batches at once, and took the mean of their gradients."""
+    script, root = tmp_path / "worker.py", Path(__file__).parents[1]
+    script.write_text(WORKER.format(tests=str(root / "tests"), root=str(root), folder=str(tmp_path)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ends = [torch.load(tmp_path / f"end{rank}", weights_only=True) for rank in (0, 1)]
+
+    split, model, loss, known = some_split(), plain_model(), DSDH(SIZE, CLASSES, BITS), known_of(some_split())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=1e-4, momentum=0.9)
+    shards = [training._batches(split.labels, SCHEDULE, 0, rank, 2) for rank in (0, 1)]
+    for step in range(20):
+        if step and step % 3 == 0:
+            loss.between_epochs(known.all())
+        batches = [next(shard) for shard in shards]
+        both = known.with_batch(torch.cat(batches), torch.tanh(model(split.images[torch.cat(batches)])))
+        losses = [loss(Batch(model(split.images[rows]), split.labels[rows], both)) for rows in batches]
+        optimizer.zero_grad()
+        (sum(losses) / 2).backward()
+        optimizer.step()
+    for end in ends:
+        torch.testing.assert_close(end["model"], model.state_dict(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(end["objective"]["known.codes"], known.codes, rtol=0, atol=1e-5)
+        assert end["objective"]["known.seen"].all() and end["objective"]["steps"] == 20
+        torch.testing.assert_close(end["objective"]["loss.binary"], loss.binary)
