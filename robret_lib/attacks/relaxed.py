@@ -52,8 +52,8 @@ class OnCodes:
         if self.top_k is not None:
             check_count("top_k", self.top_k)
 
-    def planned(self, benign: Benign, labels: Tensor | None, loss: CodeLoss) -> Plan:
-        """The plan of a loss of relaxed codes.
+    def planned(self, benign: Benign, labels: Tensor | None, loss: CodeLoss, followed: CodeLoss | None = None) -> Plan:
+        """The plan of a loss of relaxed codes; ``followed`` is one whose gradient is taken in its place.
 
         It measures ``flipped``, in how many percent of the bits a code differs from the benign one; and, by labels
         where there are any, ``average_precision`` in percent, ties as expected over their orders, the image itself left
@@ -61,8 +61,10 @@ class OnCodes:
         """
         check_hash_gallery(benign.gallery)
 
+        rising = self.sharpness == "rising"
+
         def at(share: float) -> CodeLoss:
-            return lambda outputs: loss(torch.tanh(alpha_at(share) * outputs))
+            return lambda outputs: (followed or loss)(torch.tanh((alpha_at(share) if rising else 1.0) * outputs))
 
         own, gallery = codes_of(benign.embeddings), benign.gallery
 
@@ -75,8 +77,7 @@ class OnCodes:
             precisions = average_precisions(codes, gallery.codes, labels, theirs, self.top_k, own=benign.own)
             return found | {"average_precision": 100 * precisions.to(codes.device)}
 
-        rising = at if self.sharpness == "rising" else None
-        return Plan(lambda outputs: loss(torch.tanh(outputs)), measures, at=rising)
+        return Plan(lambda outputs: loss(torch.tanh(outputs)), measures, at=at if rising or followed else None)
 
 
 def mean_losses(agreement: Tensor) -> Tensor:
