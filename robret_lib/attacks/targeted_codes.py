@@ -66,7 +66,7 @@ class _Targeted(OnCodes):
 
     def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor:
         """Positions ``[B, 1]`` of the first item that has exactly the target labels."""
-        return self.having_them(benign).int().argmax(1, keepdim=True)
+        return self.having_them(benign).int().argmax(1, keepdim=True).to(benign.embeddings.device)
 
     def having_them(self, benign: Benign) -> Tensor:
         """Which items have exactly the target labels, bool ``[B, N]``.
@@ -95,8 +95,9 @@ class _Targeted(OnCodes):
         return self.planned(benign, self.labels(benign, targets), lambda relaxed: losses(relaxed * codes))
 
     def labels(self, benign: Benign, targets: Tensor) -> Tensor:
-        """The target labels in the dtype of the gallery's."""
-        return benign.gallery.labels[targets[:, 0]]
+        """The target labels in the dtype of the gallery's, beside the embeddings."""
+        labels = benign.gallery.labels.to(benign.embeddings.device)
+        return labels[targets[:, 0]]
 
 
 def _published(agreement: Tensor) -> Tensor:
@@ -186,7 +187,7 @@ class TowardsPrecision(_Targeted):
     def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor:
         """Gallery positions ``[B, 1 + items + others]``, the first that of an item with exactly the target labels."""
         first, gallery = super().targets(benign, generator), benign.gallery
-        shared = relevance(self.labels(benign, first), gallery.labels)
+        shared = relevance(self.labels(benign, first), gallery.labels.to(first.device))
         kinds = (shared, self.items), (~shared, self.others)
         drawn = (drawn_items(*kind, generator).to(first.device) for kind in kinds)
         return torch.cat([first, *drawn], dim=1)
