@@ -75,6 +75,14 @@ def test_with_no_bit_left_the_masked_loss_is_zero():
     assert masked_losses(torch.full((2, 4), -0.9)).tolist() == [0, 0]
 
 
+def test_with_no_bit_left_hag_rests():
+    """All bits flipped, beyond the threshold: a loss, and no slope."""
+    codes = (-0.9 * torch.sign(OWN)).requires_grad_(True)
+    losses = HammingAdversary().losses(codes, OWN)
+    assert losses.tolist() == [1, 1]
+    assert not torch.autograd.grad(losses.sum(), codes)[0].any()
+
+
 @pytest.mark.parametrize(("share", "alpha"), [(0, 0.1), (0.49, 0.1), (0.5, 0.2), (0.65, 0.3), (0.9, 1.0), (1, 1.0)])
 def test_alpha_rises_in_ten_parts(share, alpha):
     assert alpha_at(share) == alpha
@@ -198,6 +206,18 @@ def test_batches_do_not_matter(world, name, search):
         for size in (QUERIES, 5)
     )
     assert torch.allclose(whole.images, parts.images, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_images_without_labels_are_attacked_as_well_and_find_nothing(world, name):
+    model, images, labels, gallery = world
+    given = labels.clone()
+    given[[0, 5]] = 0
+    found = attacks.run(ATTACKS[name], model, images, gallery, PGD(0.1, 0.02, 5), labels=given, generator=seeded())
+    assert found.images.isfinite().all()
+    for measures in (found.benign, found.measured):
+        assert measures["average_precision"][[0, 5]].tolist() == [0, 0]
+    assert (found.images - images).flatten(1).any(1).all()
 
 
 def test_the_measures_are_those_of_the_codes(world):

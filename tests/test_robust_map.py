@@ -98,6 +98,16 @@ def test_it_goes_on_where_it_was_interrupted(world, tmp_path, monkeypatch):
         scores.robust_map(model, data, 2 * EPS, checkpoint=tmp_path / "map")
 
 
+def test_queries_without_labels_count_as_zero(world):
+    model, data = world
+    labels = data.query.labels.clone()
+    labels[[0, 3]] = 0
+    found = scores.robust_map(model, replace(data, query=Split(data.query.images, labels)), EPS, effort="quick")
+    assert found.precisions[[0, 3]].tolist() == [0, 0] and torch.equal(found.images[:4:3], data.query.images[:4:3])
+    rest = torch.tensor([row for row in range(len(labels)) if row not in (0, 3)])
+    assert (found.precisions[rest] > 0).all()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -89,6 +89,13 @@ def test_the_published_loss_is_the_worked_one_and_its_slope_vanishes_where_a_bit
     assert slopes == {"mean": -1, "published": 0, "symmetric": -4}
 
 
+@pytest.mark.parametrize("loss", ["published", "symmetric"])
+def test_where_all_bits_agree_a_masked_loss_rests(loss):
+    agreement = torch.full((2, 4), 0.9, requires_grad=True)
+    losses = TARGET_LOSSES[loss](agreement)
+    assert losses.tolist() == [0, 0] and not torch.autograd.grad(losses.sum(), agreement)[0].any()
+
+
 def test_the_anchor_of_the_worked_rows():
     signs = torch.tensor([[1, -1, 1, -1], [-1, 1, 1, 1], [-1, -1, -1, 1]], dtype=torch.float32)
     gallery = Gallery(signs, "H", torch.zeros(3, dtype=torch.int64))
