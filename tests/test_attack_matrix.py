@@ -193,7 +193,7 @@ def hash_attacks(labels, gallery_labels):
         "SDHA": RelevantCodes(),
         "CgA": CenterCode(),
         "SAAT": CenterCode("rising", weights="cosine", masked=True),
-        "precision": Precision(items=20, others=60),
+        "precision": Precision("relative", items=20, others=60),
         "P2P": PointToSet("rising", wanted=wanted, items=1),
         "DHTA": PointToSet(wanted=wanted),
         "SAAT, targeted": TowardsCenter(wanted=wanted),

@@ -1,5 +1,7 @@
 """Attacks on hash codes: worked numbers, slow and obvious twins, bounds, and a small hash network under attack."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -24,6 +26,7 @@ from robret_lib.attacks.relaxed import (
     drawn_items,
     masked_losses,
     mean_losses,
+    size_of,
     smooth_precisions,
 )
 from robret_lib.hamming import average_precisions, codes_of, hamming_distance
@@ -245,6 +248,42 @@ def test_the_best_image_is_judged_by_the_code_and_not_by_the_softer_loss(world):
     best = AutoPGD(0.1, 10)(model, images, watched)
     reached = plan.loss(model(best))
     assert torch.allclose(reached, torch.stack(seen).min(0).values, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["precision", "CgA", "own"])
+@pytest.mark.parametrize("factor", [1 / 64, 4096])
+def test_a_relative_sharpness_does_not_see_the_scale_of_the_outputs(world, name, factor):
+    """By a power of two, so that no digit changes; with sharpness one, the larger one is out of reach."""
+    model, images, labels, gallery = world
+    scaled = HashModel(nn.Sequential(model.backbone, Scale(factor)))
+    its = Gallery(factor * gallery.embeddings, "H", gallery.labels)
+    found = {}
+    for sharpness in ("relative", "one"):
+        attack = replace(ATTACKS[name], sharpness=sharpness)
+        found[sharpness] = [
+            attacks.run(attack, network, images, items, AutoPGD(0.1, 5), labels=labels, generator=seeded()).images
+            for network, items in ((model, gallery), (scaled, its))
+        ]
+    assert torch.allclose(*found["relative"], atol=1e-5) and not torch.equal(found["relative"][0], images)
+    assert not torch.allclose(*found["one"], atol=1e-5)
+
+
+class Scale(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, outputs):
+        return self.factor * outputs
+
+
+def test_a_relative_sharpness_is_ten_over_the_size_of_the_outputs():
+    gallery = Gallery(torch.tensor([[3.0, -4.0], [4.0, -3.0]]), "H")
+    plan = OwnCode("relative").plan(Benign(gallery, torch.tensor([[3.0, -4.0]])), None)
+    outputs = torch.tensor([[0.2, 0.3]])
+    expected = (torch.tanh(10 / 12.5**0.5 * outputs) * torch.tensor([1, -1])).mean()
+    assert plan.at is None and plan.loss(outputs).item() == pytest.approx(expected.item())
+    assert size_of(torch.zeros(3, 4)) == 1
 
 
 def test_without_classes_only_the_bits_are_measured(world):

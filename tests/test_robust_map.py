@@ -200,6 +200,15 @@ def test_a_planted_defense_is_told_of(defense, suspicious, trained):
     assert suspicious <= {message.partition(":")[0] for message in found.warnings}
 
 
+@pytest.mark.filterwarnings("ignore:gradient to the pixels")
+def test_outputs_of_another_scale_hide_nothing(trained):
+    plain, scaled = (
+        scores.robust_map(network, searched_in_itself(), 0.05, queries=60) for network in (trained, Scaled(trained))
+    )
+    assert plain.benign == scaled.benign > 2 * plain.map
+    assert scaled.map == pytest.approx(plain.map, abs=3)
+
+
 def test_a_gallery_in_another_order_is_told_of(trained):
     made = searched_in_itself()
     other = replace(
