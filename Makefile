@@ -49,6 +49,7 @@ bench: data ## measure what a step of each attack and defense costs, and the met
 	$(BIN)/python -m tests.benchmarks.attack_cost --write
 	$(BIN)/python -m tests.benchmarks.defense_cost --write
 	$(BIN)/python -m tests.benchmarks.metrics_cost --write
+	$(BIN)/python -m tests.benchmarks.hamming_cost --write
 
 clean: ## remove what was built; the environment and the data stay
 	rm -rf book/_build .pytest_cache .ruff_cache .hypothesis

@@ -85,7 +85,7 @@ class Schedule:
         check_number("lr", self.lr, above=0)
         check_number("weight_decay", self.weight_decay, least=0)
         check_share("decay", self.decay)
-        check_number("momentum", self.momentum, least=0)
+        check_share("momentum", self.momentum)
         if self.optimizer not in OPTIMIZERS or (self.momentum and self.optimizer != "sgd"):
             given = f"optimizer={self.optimizer!r}, momentum={self.momentum}"
             raise ValueError(f"{given}: expected one of {tuple(OPTIMIZERS)}, and a momentum of sgd alone")
@@ -99,7 +99,7 @@ class Schedule:
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
-        falling, passed = self.decay * self.steps, sum(step >= share * self.steps for share in self.milestones)
+        falling, passed = self.decay * self.steps, sum(step + 1e-9 >= share * self.steps for share in self.milestones)
         return self.lr * 0.1**passed * (min(1.0, (self.steps - step) / falling) if falling else 1.0)
 
 

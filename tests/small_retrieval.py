@@ -10,7 +10,8 @@ from torch import nn
 from robret_lib import mining
 from robret_lib.attacks import Gallery
 from robret_lib.data import Protocol, RetrievalData, Split
-from robret_lib.models import EmbeddingModel
+from robret_lib.hashing import CSQ, HashObjective, KnownCodes
+from robret_lib.models import EmbeddingModel, HashModel
 from robret_lib.objectives import TripletObjective
 from robret_lib.training import Schedule, train
 
@@ -47,6 +48,14 @@ def small_model(distance="N", seed=0):
 def trained_model(distance="N", steps=60, model=None):
     model = model or small_model(distance)
     train(model, some_split(1000, seed=20), TripletObjective(mining.random, distance), Schedule(steps, pairs=32))
+    model.zero_grad()
+    return model
+
+
+def hash_model(steps=60, seed=0):
+    """The same network with codes of 16 bits, trained towards a code for each class."""
+    model, split = HashModel(small_model(seed=seed).backbone), some_split(1000, seed=20)
+    train(model, split, HashObjective(CSQ(10, 16), KnownCodes(split.labels, 16)), Schedule(steps, batch=64, lr=1e-2))
     model.zero_grad()
     return model
 

@@ -14,6 +14,7 @@ from robret_lib.attacks import (
     AutoPGD,
     Averaged,
     Beta,
+    Gallery,
     OnlyAnswers,
     OrderAttack,
     RandomSearch,
@@ -23,7 +24,11 @@ from robret_lib.attacks import (
     neighbors,
     ranking,
 )
-from tests.small_retrieval import DEVICES, SIZE, gallery_on, seeded, small_model, some_split, trained_model
+from robret_lib.attacks.codes import CenterCode, HammingAdversary, OwnCode, Precision, RelevantCodes
+from robret_lib.attacks.search.descent import Descent
+from robret_lib.attacks.target_labels import draw_labels
+from robret_lib.attacks.targeted_codes import Collision, PointToSet, TowardsCenter, TowardsPrecision
+from tests.small_retrieval import DEVICES, SIZE, gallery_on, hash_model, seeded, small_model, some_split, trained_model
 
 EPS = {"linf": 0.1, "l2": 1.0}
 ATTACKS = {
@@ -62,6 +67,7 @@ def searches(norm, surrogate):
         "AutoPGD": AutoPGD(eps, 6, norm),
         "AutoPGD, restarts": AutoPGD(eps, 3, norm, restarts=2),
         "APGD": AutoPGD(eps, 6, norm, schedule="apgd"),
+        "descent": Descent(eps, eps / 4 * (8 if norm == "linf" else 1), 6, "unit", norm=norm),
         "Transfer": Transfer(surrogate, plain),
         "Averaged": Averaged(plain, 2),
         "Transfer, averaged": Transfer(surrogate, Averaged(AutoPGD(eps, 3, norm), 2)),
@@ -91,24 +97,36 @@ def surrogate():
     return trained_model("E", steps=40)
 
 
+@pytest.fixture(scope="module")
+def hashed(searched_split):
+    """A hash network, its gallery, and a surrogate."""
+    model = hash_model()
+    return model, Gallery.of(model, searched_split.images, searched_split.labels), hash_model(steps=40, seed=1)
+
+
 @pytest.fixture(autouse=True)
-def the_models_are_left_as_they_were(models, surrogate):
-    both = models["N"], surrogate
-    kept = [(model.training, {name: value.clone() for name, value in model.state_dict().items()}) for model in both]
+def the_models_are_left_as_they_were(models, surrogate, hashed):
+    all_of_them = models["N"], surrogate, hashed[0], hashed[2]
+    kept = [(it.training, {name: value.clone() for name, value in it.state_dict().items()}) for it in all_of_them]
     yield
-    for model, (training, before) in zip(both, kept, strict=True):
+    for model, (training, before) in zip(all_of_them, kept, strict=True):
         model.cpu()
         assert model.training == training
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def change_by(attack, model, gallery, images, search, norm, own, labels=None):
-    """Of the first measure, in the direction that the attack wants; and the result, which keeps to the ball."""
-    wanted = (ATTACKS | REFERENCE)[attack]
-    result = attacks.run(wanted, model, images, gallery, search, own, labels, seeded(), batch_size=16)
+def attacked(attack, model, gallery, images, search, norm, own, labels=None):
+    """The result, which keeps to the ball."""
+    result = attacks.run(attack, model, images, gallery, search, own, labels, seeded(), batch_size=16)
     shift = (result.images - images).flatten(1)
     size = shift.abs().amax(1) if norm == "linf" else shift.norm(dim=1)
     assert size.max() <= EPS[norm] + 1e-6 and result.images.min() >= 0 and result.images.max() <= 1
+    return result
+
+
+def change_by(attack, model, gallery, images, search, norm, own, labels=None):
+    """Of the first measure, in the direction that the attack wants; and the result."""
+    result = attacked((ATTACKS | REFERENCE)[attack], model, gallery, images, search, norm, own, labels)
     name = next(iter(result.measured))
     change = (result.measured[name] - result.benign[name]).mean()
     return (-change if attack.removesuffix(", reference") in LOWERED else change), result
@@ -162,3 +180,64 @@ def test_any_attack_by_answers_alone_or_none(attack, model, gallery, searched):
             change_by(attack, model, gallery, searched[own], only, "linf", own)
     else:
         assert change_by(attack, model, gallery, searched[own], only, "linf", own)[0] > 0
+
+
+# Of a hash model
+
+
+def hash_attacks(labels, gallery_labels):
+    """Those with a target have it for these images."""
+    wanted = draw_labels(labels, gallery_labels, seeded(3))
+    return {
+        "own code": OwnCode(),
+        "HAG": HammingAdversary("rising"),
+        "SDHA": RelevantCodes(),
+        "CgA": CenterCode(),
+        "SAAT": CenterCode("rising", weights="cosine", masked=True),
+        "precision": Precision("relative", items=20, others=60),
+        "P2P": PointToSet("rising", wanted=wanted, items=1),
+        "DHTA": PointToSet(wanted=wanted),
+        "SAAT, targeted": TowardsCenter(wanted=wanted),
+        "PTA": TowardsPrecision(wanted=wanted, items=20, others=60),
+        "collision": Collision(wanted=wanted),
+    }
+
+
+HASH_ATTACKS = list(hash_attacks(torch.tensor([0]), torch.arange(10)))
+WITH_TARGET = {"P2P", "DHTA", "SAAT, targeted", "PTA", "collision"}
+
+
+def precision_by(name, hashed, device, images, labels, search, norm, own):
+    """By how much the average precision changes in the direction that the attack wants, in percent; and the result."""
+    model, gallery = hashed[0].to(device), gallery_on(device, hashed[1])
+    attack = hash_attacks(labels, gallery.labels)[name]
+    result = attacked(attack, model, gallery, images, search, norm, own, None if own is not None else labels)
+    change = (result.measured["average_precision"] - result.benign["average_precision"]).mean()
+    return (change if name in WITH_TARGET else -change), result
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("norm", EPS)
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("attack", HASH_ATTACKS)
+def test_any_attack_on_codes_goes_with_any_search(attack, search, norm, device, hashed, searched_split):
+    chosen = searches(norm, hashed[2].to(device))[search]
+    own = torch.arange(0, SIZE, 13)
+    strangers = some_split(40, seed=50)
+    items = searched_split.images[own], searched_split.labels[own], own
+    for images, labels, where in (items, (strangers.images, strangers.labels, None)):
+        change, result = precision_by(attack, hashed, device, images, labels, chosen, norm, where)
+        assert change > 0
+        assert result.passes >= result.backward_passes >= 6
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("search", BY_VALUES)
+@pytest.mark.parametrize("attack", HASH_ATTACKS)
+def test_any_attack_on_codes_goes_with_any_search_by_values(attack, search, device, hashed, searched_split):
+    own = torch.arange(0, SIZE, 50)
+    chosen = searches_by_values(hashed[2].to(device))[search]
+    images, labels = searched_split.images[own], searched_split.labels[own]
+    change, result = precision_by(attack, hashed, device, images, labels, chosen, "linf", own)
+    assert change > 0 or search == "Random"
+    assert result.passes == 122 * (1 + (search == "Averaged")) and not result.backward_passes

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.benchmarks import decoupling, defense_cost, neighborhood
+from robret_lib.hamming import average_precisions
+from tests.benchmarks import decoupling, defense_cost, hamming_cost, neighborhood
 from tests.small_defenses import a_batch
 from tests.small_retrieval import seeded, small_model
 
@@ -19,6 +20,23 @@ def test_costs_of_defenses_are_told_as_they_are_measured_now():
     assert lines[: len(defense_cost.head())] == defense_cost.head()
     told = [line.split(" | ")[:2] for line in lines if line.startswith("| ")][2:]
     assert told == [[f"| {setting.backbone}", name] for setting in defense_cost.SETTINGS for name in setting.timed]
+
+
+def test_costs_of_map_are_told_as_they_are_measured_now():
+    lines = (TABLES / "hamming_cost.md").read_text().splitlines()
+    assert lines[: len(hamming_cost.head())] == hamming_cost.head()
+    told = [line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")][2:]
+    assert told == list(hamming_cost.NAMES)
+
+
+def test_of_map_the_same_is_measured_in_all_ways():
+    """What is published, whose sort leaves the order of ties open, lies between the best and the worst."""
+    world = hamming_cost.world_of(hamming_cost.Size(6000, 32), queries=5)
+    found = {name: way(world) for name, way in hamming_cost.WAYS.items()}
+    best, worst = (average_precisions(*world, ties=ties) for ties in ("best", "worst"))
+    assert (found['ours, ties="stable"'] - found["published, stable sort"]).abs().max() < 1e-9
+    assert ((worst <= found["published"]) & (found["published"] <= best)).all()
+    assert hamming_cost.apart(hamming_cost.Size(500, 16)) < 1e-9
 
 
 @of_every_script

@@ -1,5 +1,7 @@
 """Attacks on hash codes: worked numbers, slow and obvious twins, bounds, and a small hash network under attack."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -13,7 +15,10 @@ from robret_lib.attacks.codes import (
     OwnCode,
     Precision,
     RelevantCodes,
-    weighted_distances,
+    even,
+    mean_distances,
+    near_first,
+    surrogate_distances,
 )
 from robret_lib.attacks.relaxed import (
     ALPHAS,
@@ -21,6 +26,7 @@ from robret_lib.attacks.relaxed import (
     drawn_items,
     masked_losses,
     mean_losses,
+    size_of,
     smooth_precisions,
 )
 from robret_lib.hamming import average_precisions, codes_of, hamming_distance
@@ -55,7 +61,7 @@ def test_hag_has_the_worked_loss():
 def test_sdha_has_the_worked_distances():
     items = torch.tensor([[1, -1, 1, -1], [1, 1, -1, 1]], dtype=torch.float64)
     for relevant, expected in (([1, 0], 3.214066 * 0.707107), ([0, 1], 2.896896 * 0.577350), ([1, 1], 1.972606)):
-        found = weighted_distances(ATTACKED[:1], items, torch.tensor([relevant], dtype=torch.float64))
+        found = mean_distances(ATTACKED[:1], items, torch.tensor([relevant], dtype=torch.float64), near_first)
         assert found.item() == pytest.approx(expected, abs=2e-6)
 
 
@@ -70,6 +76,14 @@ def test_the_losses_of_the_center_code_are_the_worked_ones():
 
 def test_with_no_bit_left_the_masked_loss_is_zero():
     assert masked_losses(torch.full((2, 4), -0.9)).tolist() == [0, 0]
+
+
+def test_with_no_bit_left_hag_rests():
+    """All bits flipped, beyond the threshold: a loss, and no slope."""
+    codes = (-0.9 * torch.sign(OWN)).requires_grad_(True)
+    losses = HammingAdversary().losses(codes, OWN)
+    assert losses.tolist() == [1, 1]
+    assert not torch.autograd.grad(losses.sum(), codes)[0].any()
 
 
 @pytest.mark.parametrize(("share", "alpha"), [(0, 0.1), (0.49, 0.1), (0.5, 0.2), (0.65, 0.3), (0.9, 1.0), (1, 1.0)])
@@ -89,7 +103,8 @@ def test_sdha_is_the_slow_loop(world):
     benign = benign_of(world)
     outputs = torch.randn(QUERIES, BITS, generator=seeded(5))
     codes = torch.tanh(outputs)
-    for loss, code, labels in zip(RelevantCodes().plan(benign, None).loss(outputs), codes, benign.labels, strict=True):
+    followed = RelevantCodes().plan(benign, None).at(1.0)(outputs)
+    for loss, code, labels in zip(followed, codes, benign.labels, strict=True):
         terms = []
         for item, theirs in zip(benign.gallery.codes.float(), benign.gallery.labels, strict=True):
             if (labels * theirs).sum() > 0:
@@ -100,12 +115,28 @@ def test_sdha_is_the_slow_loop(world):
         assert loss.item() == pytest.approx(-25 / BITS * torch.stack(terms).mean().item(), rel=1e-4)
 
 
+def test_of_sdha_the_best_image_is_not_the_one_that_keeps_its_code():
+    """Its weights are 10,000 at a distance of 0, and at most 1 elsewhere, so that what they say is best is to stay."""
+    own = torch.tensor([[1.0, 1, 1, 1]])
+    gallery = Gallery(own.repeat(5, 1), "H", torch.zeros(5, dtype=torch.int64))
+    plan = RelevantCodes().plan(Benign(gallery, own, labels=torch.tensor([0])), None)
+    outputs = torch.tensor([[3.0, 3, 3, 3], [-3, 3, 3, 3], [-3, -3, -3, -3]])
+    stays, moves, flees = (plan.loss(output[None]).item() for output in outputs)
+    assert stays > moves > flees
+    assert plan.at(1.0)(outputs[:1]) < plan.at(1.0)(outputs[2:])
+    codes = torch.tanh(outputs)
+    torch.testing.assert_close(
+        mean_distances(codes, own, torch.ones(3, 1), even), surrogate_distances(codes, own)[:, 0]
+    )
+
+
 def test_sdha_without_a_relevant_item_flees_from_the_own_code(world):
     model, images, _, gallery = world
     lonely = torch.zeros(QUERIES, 4, dtype=torch.int64)
     benign = Benign(gallery, models.embed(model, images), labels=lonely)
     plan = RelevantCodes().plan(benign, None)
     away, stay = (plan.loss(5 * sign * codes_of(benign.embeddings).float()) for sign in (-1, 1))
+    assert (away < stay).all()
     assert torch.equal(RelevantCodes().bound(benign), -codes_of(benign.embeddings))
     assert torch.isfinite(away).all() and torch.isfinite(stay).all()
 
@@ -180,6 +211,18 @@ def test_batches_do_not_matter(world, name, search):
     assert torch.allclose(whole.images, parts.images, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ATTACKS)
+def test_images_without_labels_are_attacked_as_well_and_find_nothing(world, name):
+    model, images, labels, gallery = world
+    given = labels.clone()
+    given[[0, 5]] = 0
+    found = attacks.run(ATTACKS[name], model, images, gallery, PGD(0.1, 0.02, 5), labels=given, generator=seeded())
+    assert found.images.isfinite().all()
+    for measures in (found.benign, found.measured):
+        assert measures["average_precision"][[0, 5]].tolist() == [0, 0]
+    assert (found.images - images).flatten(1).any(1).all()
+
+
 def test_the_measures_are_those_of_the_codes(world):
     model, images, labels, gallery = world
     found = attacks.run(OwnCode(), model, images, gallery, PGD(0.1, 0.02, 5), labels=labels)
@@ -205,6 +248,42 @@ def test_the_best_image_is_judged_by_the_code_and_not_by_the_softer_loss(world):
     best = AutoPGD(0.1, 10)(model, images, watched)
     reached = plan.loss(model(best))
     assert torch.allclose(reached, torch.stack(seen).min(0).values, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["precision", "CgA", "own"])
+@pytest.mark.parametrize("factor", [1 / 64, 4096])
+def test_a_relative_sharpness_does_not_see_the_scale_of_the_outputs(world, name, factor):
+    """By a power of two, so that no digit changes; with sharpness one, the larger one is out of reach."""
+    model, images, labels, gallery = world
+    scaled = HashModel(nn.Sequential(model.backbone, Scale(factor)))
+    its = Gallery(factor * gallery.embeddings, "H", gallery.labels)
+    found = {}
+    for sharpness in ("relative", "one"):
+        attack = replace(ATTACKS[name], sharpness=sharpness)
+        found[sharpness] = [
+            attacks.run(attack, network, images, items, AutoPGD(0.1, 5), labels=labels, generator=seeded()).images
+            for network, items in ((model, gallery), (scaled, its))
+        ]
+    assert torch.allclose(*found["relative"], atol=1e-5) and not torch.equal(found["relative"][0], images)
+    assert not torch.allclose(*found["one"], atol=1e-5)
+
+
+class Scale(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, outputs):
+        return self.factor * outputs
+
+
+def test_a_relative_sharpness_is_ten_over_the_size_of_the_outputs():
+    gallery = Gallery(torch.tensor([[3.0, -4.0], [4.0, -3.0]]), "H")
+    plan = OwnCode("relative").plan(Benign(gallery, torch.tensor([[3.0, -4.0]])), None)
+    outputs = torch.tensor([[0.2, 0.3]])
+    expected = (torch.tanh(10 / 12.5**0.5 * outputs) * torch.tensor([1, -1])).mean()
+    assert plan.at is None and plan.loss(outputs).item() == pytest.approx(expected.item())
+    assert size_of(torch.zeros(3, 4)) == 1
 
 
 def test_without_classes_only_the_bits_are_measured(world):

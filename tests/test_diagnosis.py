@@ -27,7 +27,7 @@ from tests.planted_defenses import (
     Quantized,
     Saturated,
 )
-from tests.small_retrieval import DEVICES, searched_in_itself, small_model
+from tests.small_retrieval import DEVICES, hash_model, searched_in_itself, small_model
 
 ROOT = Path(__file__).parents[1]
 EPS = 0.04
@@ -93,6 +93,21 @@ def test_what_shows_before_any_attack(planted, model, toy):
     defense, expected = CAUGHT_BY_INSPECTION[planted]
     names = warned(checks.inspect(defense(model), data.as_float(toy.query.images[:32])))
     assert names - ({"independent of the batch"} if planted == "random noise" else set()) == {expected}
+
+
+def test_of_a_hash_model_the_gradient_is_that_of_the_relaxed_codes(toy):
+    """A last layer a thousand times as large leaves the codes as they are, and tanh flat; ten times leaves a slope."""
+    network, images = hash_model(), data.as_float(toy.query.images[:32])
+    assert checks.inspect(network, images).ok
+    for factor, expected in ((10, set()), (1000, {"gradient to the pixels"})):
+        layer = network.backbone[-1]
+        with torch.no_grad():
+            layer.weight *= factor
+            layer.bias *= factor
+        assert warned(checks.inspect(network, images)) == expected
+        with torch.no_grad():
+            layer.weight /= factor
+            layer.bias /= factor
 
 
 CAUGHT_BY_ATTACKS = {

@@ -91,6 +91,27 @@ def test_a_loss_that_falls_as_at_the_beginning_is_still_falling():
     assert evaluation.loss_at_the_end(straight, torch.zeros(30, dtype=torch.bool)).ok
 
 
+def precisions(better, worse, equal):
+    """Before and after, of rankings that get better, get worse, and stay as they are."""
+    before = torch.full((better + worse + equal,), 40.0, dtype=torch.float64)
+    change = torch.tensor([2.0] * better + [-5.0] * worse + [1e-9] * equal, dtype=torch.float64)
+    return before, before + change
+
+
+@pytest.mark.parametrize("decided", [0, 1, 6, 7, 40, 500])
+def test_rankings_get_better_and_worse_as_a_coin_may(decided):
+    """An exact sign test on the rankings that differ: of the benign ones against chance, else of better ones."""
+    for better in {0, decided // 2, int(decided * 0.7), decided}:
+        before, after = precisions(better, decided - better, 11)
+        rare = bool(binom.sf(better - 1, decided, 0.5) <= 0.01)
+        finds = evaluation.benign_precision(after, before)
+        assert finds.ok == rare and finds.message.startswith(f"{better} of {decided + 11} rankings are better")
+        start = evaluation.own_start("own code", before, after)
+        assert start.ok != rare and start.message.startswith(f"own code makes {better} of {decided + 11} rankings")
+        gray = evaluation.gray_image(before, after)
+        assert gray.ok != rare and f"{decided - better} worse" in gray.message
+
+
 def test_impossible_outcomes_are_refused():
     good = torch.ones(4, dtype=torch.bool)
     for others in (good[:3], good.float(), good[:, None]):

@@ -10,7 +10,8 @@ from robret_lib.attacks.codes import OwnCode
 from robret_lib.attacks.pros_gan import Discriminator, GanSchedule, ImageGenerator, train_generator
 from robret_lib.attacks.pros_gan.training import discriminator_loss, generator_losses, told
 from robret_lib.attacks.search import Generated
-from robret_lib.attacks.targeted_codes import PointToSet, Prototype, TowardsPrecision, draw_labels
+from robret_lib.attacks.target_labels import draw_labels
+from robret_lib.attacks.targeted_codes import PointToSet, Prototype, TowardsPrecision
 from robret_lib.data import as_float
 from robret_lib.hashing import PrototypeNet, likelihood_loss, train_prototypes
 from tests.small_codes import BITS, ITEMS, QUERIES, hash_model, seeded, small_world

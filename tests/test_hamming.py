@@ -2,7 +2,7 @@
 
 from fractions import Fraction
 from itertools import permutations
-from math import floor
+from math import comb, floor
 
 import faiss
 import numpy as np
@@ -122,6 +122,19 @@ def test_a_gallery_of_one_group_of_ties():
         query, query.expand(300, 8), torch.tensor([1]), torch.from_numpy(hits).long(), top_k=40
     )
     assert abs(found.item() - np.mean(simulated)) < 4 * np.std(simulated) / 4000**0.5
+
+
+@pytest.mark.parametrize(("items", "relevant", "depth"), [(2000, 700, 300), (900, 890, 450), (500, 1, 499)])
+def test_a_depth_that_cuts_a_large_group_of_ties_by_fractions(items, relevant, depth):
+    """Over how many relevant ones come before the depth, and at which of its places, all exactly."""
+    expected = Fraction(0)
+    for hits in range(max(1, depth - items + relevant), min(depth, relevant) + 1):
+        ahead = Fraction(hits - 1, depth - 1)
+        precision = sum((ahead * (place - 1) + 1) / place for place in range(1, depth + 1)) / depth
+        expected += comb(relevant, hits) * comb(items - relevant, depth - hits) * precision
+    labels = (torch.arange(items) < relevant).long()
+    found = hamming.average_precisions(torch.ones(1, 4), torch.ones(items, 4), torch.tensor([1]), labels, depth)
+    assert found.item() == pytest.approx(float(expected / comb(items, depth)), rel=1e-12)
 
 
 def test_more_queries_than_are_counted_at_once():

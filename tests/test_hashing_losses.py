@@ -140,6 +140,51 @@ def test_batches_of_one_kind_of_pairs_have_a_loss(name, labels):
     assert loss.isfinite() and outputs.grad.isfinite().all()
 
 
+def test_hashnet_of_one_kind_of_pairs_is_their_plain_likelihood():
+    """All of them have weight 1, since they are as many as all pairs."""
+    batch = drawn(5)
+    products = 0.1 * batch.codes @ batch.known.codes.T
+    for similar in (0, 1):
+        given = torch.full((10, 4), similar)
+        found = HashNet(0.1)(Batch(batch.outputs, given[:6], Known(batch.known.codes, given)))
+        expected = (products.exp().log1p() - similar * products).mean()
+        assert found.item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("name", ["orthohash", "greedyhash"])
+def test_to_a_classifier_images_without_labels_add_nothing(name):
+    """Their share of the mean is zero; statistics of batches, which all images shape, aside."""
+    loss, batch = LOSSES[name]().double().eval(), drawn(5)
+    loss.quantization = 0.0
+    labels = torch.nn.functional.one_hot(torch.arange(6) % 4, 4)
+    labels[[1, 4]] = 0
+    kept = labels.any(1)
+    outputs = batch.outputs.detach().requires_grad_(True)
+    mixed = loss(Batch(outputs, labels, batch.known))
+    alone = loss(Batch(batch.outputs[kept], labels[kept], batch.known))
+    assert mixed.item() == pytest.approx(alone.item() * 4 / 6)
+    (gradient,) = torch.autograd.grad(mixed, outputs)
+    assert not gradient[~kept].any() and gradient[kept].any(1).all()
+
+
+@pytest.mark.parametrize(("classes", "bits"), [(38, 16), (80, 16), (80, 32)])
+def test_csq_takes_more_classes_than_there_are_rows(classes, bits):
+    """FLICKR-25K and COCO, on which SAAT's asserts; every class has a center of its own."""
+    loss = CSQ(classes, bits)
+    assert len(loss.centers.unique(dim=0)) == classes
+    labels = torch.nn.functional.one_hot(torch.arange(classes), classes)
+    outputs = (3 * loss.centers).requires_grad_(True)
+    right, wrong = (loss(Batch(f, labels, Known(f, labels))) for f in (outputs, outputs.roll(1, 0)))
+    assert right < 0.1 < wrong
+
+
+def test_csq_gives_images_without_labels_one_fixed_code():
+    loss = CSQ(4, 8)
+    wanted = center_of_labels(torch.zeros(3, 4, dtype=torch.long), loss.centers, loss.undecided)
+    assert torch.equal(wanted, loss.undecided.expand(3, 8)) and (loss.undecided.abs() == 1).all()
+    assert torch.equal(CSQ(4, 8).undecided, loss.undecided)
+
+
 @of_every_loss
 def test_large_outputs_have_a_loss(name):
     batch = drawn(6)
@@ -205,6 +250,7 @@ def test_of_greedyhash_the_classifier_sees_codes_and_the_gradient_passes_the_sig
     loss, batch = GreedyHash(4, 8, quantization=0.0).double(), drawn(9)
     codes = batch.codes.detach().requires_grad_(True)
     batch.__dict__["codes"] = codes
+    batch.labels[:, 0] |= ~batch.labels.any(1)
     loss(batch).backward()
     logits = (codes.detach().sign() @ loss.classifier.weight.T).detach().requires_grad_(True)
     torch.nn.functional.cross_entropy(logits, batch.labels.argmax(1)).backward()

@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 from robret_lib import index
+from robret_lib.hamming import hamming_distance
 
 KINDS = ("exact", "ivf", "hnsw", "pq")
 
@@ -76,6 +77,16 @@ def test_hamming_distances_of_codes():
         assert distances.dtype == torch.int64
         assert torch.equal(distances, expected.sort(dim=1).values)
         assert torch.equal(expected.gather(1, positions), distances)
+
+
+@pytest.mark.parametrize("k", [1, 7, 50])
+def test_the_first_codes_are_the_nearest_by_hamming_distance(k):
+    generator = torch.Generator().manual_seed(0)
+    codes, queries = (torch.randint(0, 2, (n, 64), generator=generator) * 2 - 1 for n in (400, 20))
+    distances, positions = index.build(codes, "binary").search(queries, k)
+    expected = hamming_distance(queries, codes).long()
+    assert torch.equal(distances, expected.sort(dim=1).values[:, :k])
+    assert torch.equal(expected.gather(1, positions), distances)
 
 
 @pytest.mark.parametrize("patched", [False, True])

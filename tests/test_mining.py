@@ -247,6 +247,31 @@ def test_the_share_of_images_that_meet_themselves():
     assert share == pytest.approx(100 / 5864, abs=0.005)
 
 
+def test_a_shuffled_epoch_shows_each_image_once():
+    batches = list(mining.shuffled_epoch(37, 8, seeded(1)))
+    assert [len(part) for part in batches] == [8, 8, 8, 8, 5]
+    order = torch.cat(batches).tolist()
+    assert sorted(order) == list(range(37)) and order != sorted(order)
+    again, other = (torch.cat(list(mining.shuffled_epoch(37, 8, seeded(seed)))).tolist() for seed in (1, 2))
+    assert again == order != other
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("n_images", [40, 47, 5])
+def test_the_shards_of_all_ranks_are_a_shuffled_epoch(n_images, world):
+    shards = [list(mining.shuffled_epoch(n_images, 4, seeded(), rank, world)) for rank in range(world)]
+    assert len({tuple(map(len, shard)) for shard in shards}) == 1  # processes wait for each other at every batch
+    shown = torch.cat([part for shard in shards for part in shard]).bincount(minlength=n_images)
+    assert shown.min() == 1 and shown.sum() == math.ceil(n_images / world) * world
+    assert (shown > 1).sum() == -n_images % world
+
+
+def test_every_place_in_a_shuffled_epoch_is_anyones():
+    epochs = torch.stack([torch.cat(list(mining.shuffled_epoch(8, 3, seeded(seed)))) for seed in range(1500)])
+    for place in (0, 4, 7):
+        assert chisquare(epochs[:, place].bincount(minlength=8)).pvalue > 1e-4
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", SAMPLERS)

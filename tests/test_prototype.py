@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from robret_lib import attacks
 from robret_lib.attacks import PGD
-from robret_lib.attacks.targeted_codes import Prototype, draw_labels
+from robret_lib.attacks.target_labels import draw_labels
+from robret_lib.attacks.targeted_codes import Prototype
 from robret_lib.data import DataError
 from robret_lib.hamming import codes_of
 from robret_lib.hashing import PrototypeNet, circle_loss, likelihood_loss, train_prototypes

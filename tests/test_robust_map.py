@@ -5,14 +5,26 @@ from importlib import import_module
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import one_hot
 
 from robret_lib import scores
-from robret_lib.attacks import Gallery
+from robret_lib.attacks import NES, Gallery
+from robret_lib.attacks.codes import CenterCode, Precision
 from robret_lib.data import RetrievalData, Split
 from robret_lib.data.retrieval_data import Protocol
 from robret_lib.hamming import average_precisions, codes_of, hamming_map
+from robret_lib.hashing.center_code import center_votes
+from robret_lib.scores import checkpoint as checkpoints
+from robret_lib.scores.map_suite import one_label_each
+from robret_lib.scores.suite import SAMPLE
+from tests.planted_defenses import Detached, GradientKiller, Noisy, Quantized
 from tests.small_codes import seeded, small_world
+from tests.small_retrieval import hash_model, searched_in_itself
 
+pytestmark = pytest.mark.filterwarnings("ignore:benign recall")  # the small network is not trained
 EPS = 0.1
 module = import_module("robret_lib.scores.robust_map")  # whose name the function has, too
 
@@ -66,7 +78,7 @@ def test_depth_and_known_codes_reach_the_attacks(world):
     codes = codes_of(model(data.query.images)).float()
     known = Gallery(codes, "H", data.query.labels)
     suite = module.map_suite("standard", EPS, known=known)
-    assert suite[1].attack.known is known and len(suite) == len(whole.map_under) + 6
+    assert suite[1].attack.known is known and len(suite) == len(whole.map_under) + 7
 
 
 def test_a_surrogate_adds_a_transferred_attack(world):
@@ -96,6 +108,161 @@ def test_it_goes_on_where_it_was_interrupted(world, tmp_path, monkeypatch):
     assert found.passes == pytest.approx(whole.passes)
     with pytest.raises(ValueError, match="was written with"):
         scores.robust_map(model, data, 2 * EPS, checkpoint=tmp_path / "map")
+
+
+def test_queries_without_labels_count_as_zero(world):
+    model, data = world
+    labels = data.query.labels.clone()
+    labels[[0, 3]] = 0
+    found = scores.robust_map(model, replace(data, query=Split(data.query.images, labels)), EPS, effort="quick")
+    assert found.precisions[[0, 3]].tolist() == [0, 0] and torch.equal(found.images[:4:3], data.query.images[:4:3])
+    rest = torch.tensor([row for row in range(len(labels)) if row not in (0, 3)])
+    assert (found.precisions[rest] > 0).all()
+
+
+@pytest.mark.parametrize("effort", ["standard", "high"])
+def test_where_items_have_one_label_each_the_mainstay_code_makes_room_for_a_second_start(effort):
+    several, single = (module.map_suite(effort, EPS, one_label=one) for one in (False, True))
+    assert sum(stage.passes for stage in several) == sum(stage.passes for stage in single)
+    assert len({stage.name for stage in single}) == len(single) == len(several)
+    assert [stage.attack.weights for stage in several if isinstance(stage.attack, CenterCode)].count("cosine") == 1
+    centers = [(stage.attack, stage.search) for stage in single if isinstance(stage.attack, CenterCode)]
+    assert {attack.weights for attack, _ in centers} == {"binary"}
+    assert any(search.random_start for _, search in centers)
+
+
+def test_who_has_one_label_each():
+    single, several = torch.eye(3), torch.tensor([[1, 0, 0], [1, 1, 0]])
+    assert one_label_each(torch.arange(4)) and one_label_each(single) and one_label_each(0 * single.long())
+    assert not one_label_each(several) and not one_label_each(several.bool())
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), weights=st.sampled_from(["cosine", "jaccard"]))
+def test_of_items_with_one_label_each_all_center_codes_are_one(seed, weights):
+    """However many labels the image has; but for bits that are even, which rounding decides."""
+    generator = seeded(seed)
+    codes = 2 * torch.randint(0, 2, (30, 8), generator=generator) - 1
+    items = one_hot(torch.randint(0, 5, (30,), generator=generator), 5)
+    items[:3] = 0
+    asked = (torch.rand(6, 5, generator=generator) < 0.4).long()
+    votes, others = (center_votes(asked, codes, items, kind) for kind in ("binary", weights))
+    torch.testing.assert_close(votes, others)
+    items[3:20] |= one_hot(torch.randint(0, 5, (17,), generator=generator), 5)
+    assert not torch.allclose(*(center_votes(torch.ones(1, 5), codes, items, kind) for kind in ("binary", weights)))
+
+
+# What makes it doubtful
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return hash_model()
+
+
+def test_a_sound_evaluation_warns_of_nothing(trained, recwarn):
+    for effort, eps in (("quick", 0.05), ("standard", 0.05), ("standard", 0.5)):
+        found = scores.robust_map(trained, searched_in_itself(), eps, queries=100, effort=effort)
+        assert found.warnings == ()
+        assert found.map < found.benign and "MAP of 100 queries" in repr(found)
+    assert not [warning for warning in recwarn if issubclass(warning.category, UserWarning)]
+
+
+class Scaled(nn.Module):
+    """The same codes; but where they are relaxed, tanh is flat in float32."""
+
+    distance = "H"
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        return 1e4 * self.network(images)
+
+
+@pytest.mark.parametrize(
+    ("defense", "suspicious"),
+    [
+        (Quantized, {"gradient to the pixels", "black box"}),
+        (Detached, {"gradient is the slope", "black box"}),
+        (lambda network: GradientKiller(network, "random"), {"gradient is the slope", "black box"}),
+        (Scaled, {"gradient to the pixels"}),
+        (Noisy, {"repeatable embeddings"}),
+    ],
+    ids=["quantized", "detached", "random gradient", "scaled", "noisy"],
+)
+def test_a_planted_defense_is_told_of(defense, suspicious, trained):
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning) as warned:
+        found = scores.robust_map(defense(trained), searched_in_itself(), 0.1, queries=60)
+    assert {str(warning.message) for warning in warned} == set(found.warnings)
+    assert suspicious <= {message.partition(":")[0] for message in found.warnings}
+
+
+@pytest.mark.filterwarnings("ignore:gradient to the pixels")
+def test_outputs_of_another_scale_hide_nothing(trained):
+    plain, scaled = (
+        scores.robust_map(network, searched_in_itself(), 0.05, queries=60) for network in (trained, Scaled(trained))
+    )
+    assert plain.benign == scaled.benign > 2 * plain.map
+    assert scaled.map == pytest.approx(plain.map, abs=3)
+
+
+def test_a_gallery_in_another_order_is_told_of(trained):
+    made = searched_in_itself()
+    other = replace(
+        made,
+        gallery=Split(made.gallery.images, made.gallery.labels.roll(1)),
+        protocol=replace(made.protocol, self_excluded=False),
+    )
+    with pytest.warns(UserWarning, match="benign recall: .* of 100 rankings are better than a random order"):
+        scores.robust_map(trained, other, 0.05, effort="quick", queries=100)
+
+
+def test_a_search_that_fails_where_none_can_is_told_of(trained):
+    with pytest.warns(UserWarning, match="unlimited radius: "):
+        found = scores.robust_map(
+            GradientKiller(trained, "zero"), searched_in_itself(), 0.5, queries=50, effort="quick"
+        )
+    assert found.map == found.benign
+
+
+def test_an_attack_that_makes_rankings_better_is_told_of(trained, monkeypatch):
+    class Helpful(Precision):
+        def plan(self, benign, targets):
+            plan = super().plan(benign, targets)
+            return plan._replace(loss=lambda outputs: -plan.loss(outputs))
+
+    stage = module.map_suite("quick", 0.05)[0]
+    monkeypatch.setattr(module, "map_suite", lambda *given: [stage._replace(attack=Helpful())])
+    with pytest.warns(UserWarning, match="more steps: precision, 8 steps makes .* of .* rankings better and .* worse"):
+        scores.robust_map(trained, searched_in_itself(), 0.05, effort="quick", queries=50)
+
+
+def test_masked_gradients_are_looked_for_on_a_sample_of_what_stands(trained, monkeypatch, recwarn):
+    monkeypatch.setattr(checkpoints, "BLOCK", 50)
+    asked, sizes = [], []
+    monkeypatch.setattr(module.Queries, "attacked", noting(module.Queries.attacked, asked))
+    found = scores.robust_map(Quantized(trained), searched_in_itself(), 0.03, queries=100)
+    for search, rows in asked:
+        if isinstance(search, NES):
+            sizes.append(len(rows))
+        else:
+            assert len(rows) == 50
+    assert len(sizes) == 2 and all(0 < size <= SAMPLE for size in sizes)
+    by_values = found.map_under["precision by values, 200 looks"]
+    assert found.map <= by_values < found.benign
+    for effort, norm in (("quick", "linf"), ("standard", "l2")):
+        assert not any(isinstance(stage.search, NES) for stage in module.map_suite(effort, 0.03, norm))
+
+
+def noting(attacked, asked):
+    def noted(self, attack, search, generator, rows=None):
+        asked.append((search, rows))
+        return attacked(self, attack, search, generator, rows)
+
+    return noted
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from torch import nn
 
 from robret_lib import attacks
 from robret_lib.attacks import PGD, Gallery
+from robret_lib.attacks.target_labels import draw_labels
 from robret_lib.attacks.targeted_codes import (
     TARGET_LOSSES,
     Collision,
@@ -15,7 +16,6 @@ from robret_lib.attacks.targeted_codes import (
     Prototype,
     TowardsCenter,
     TowardsPrecision,
-    draw_labels,
 )
 from robret_lib.hamming import average_precisions, codes_of
 from tests.small_codes import BITS, QUERIES, benign_of, seeded, small_world
@@ -87,6 +87,13 @@ def test_the_published_loss_is_the_worked_one_and_its_slope_vanishes_where_a_bit
     far = torch.full((1, 1), -1.0, dtype=torch.float64, requires_grad=True)
     slopes = {n: torch.autograd.grad(loss(far).sum(), far)[0].item() for n, loss in TARGET_LOSSES.items()}
     assert slopes == {"mean": -1, "published": 0, "symmetric": -4}
+
+
+@pytest.mark.parametrize("loss", ["published", "symmetric"])
+def test_where_all_bits_agree_a_masked_loss_rests(loss):
+    agreement = torch.full((2, 4), 0.9, requires_grad=True)
+    losses = TARGET_LOSSES[loss](agreement)
+    assert losses.tolist() == [0, 0] and not torch.autograd.grad(losses.sum(), agreement)[0].any()
 
 
 def test_the_anchor_of_the_worked_rows():

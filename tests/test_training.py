@@ -201,6 +201,138 @@ def test_the_rate_falls_in_a_straight_line_to_zero_which_no_step_has(steps, deca
     assert decay == 0 or schedule.rate(steps) == 0
 
 
+@pytest.mark.parametrize(
+    ("steps", "milestones", "decay", "shares"),
+    [
+        (8, (0.5, 0.75), 0.0, [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]),
+        (8, (0.75, 0.5), 0.0, [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]),
+        (6, (1 / 3, 2 / 3), 0.0, [1, 1, 0.1, 0.1, 0.01, 0.01]),
+        (5, (0.5,), 0.0, [1, 1, 1, 0.1, 0.1]),  # 2.5: the step after
+        (100, (0.07,), 0.0, [1] * 7 + [0.1] * 93),  # 0.07 * 100 is above 7 in floats
+        (4, (0.0, 1.0), 0.0, [0.1, 0.1, 0.1, 0.1]),  # from the first step on, and never
+        (4, (0.5, 0.5), 0.0, [1, 1, 0.01, 0.01]),
+        (4, (0.5,), 1.0, [1, 0.75, 0.05, 0.025]),
+    ],
+)
+def test_the_rate_falls_to_a_tenth_at_each_milestone(steps, milestones, decay, shares):
+    schedule = Schedule(steps, batch=8, lr=0.02, decay=decay, milestones=milestones)
+    assert [schedule.rate(step) for step in range(steps)] == pytest.approx([0.02 * share for share in shares])
+
+
+class Linear(nn.Module):
+    """A loss of linear outputs, the same for the same batch."""
+
+    def forward(self, model, images, labels, generator):
+        return (model(images).square().sum(1) * (1 + labels)).mean()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "sgd with momentum", "rmsprop", "adam"])
+def test_a_step_of_each_optimizer_is_that_of_its_formula(optimizer):
+    """Weight decay as a part of the gradient, and rates that fall at a milestone."""
+    momentum = 0.9 if optimizer == "sgd with momentum" else 0.0
+    schedule = Schedule(
+        4, batch=10, lr=0.01, weight_decay=0.1, optimizer=optimizer.split()[0], momentum=momentum, milestones=(0.5,)
+    )
+    split, model = some_split(), nn.Sequential(nn.Flatten(), nn.Linear(36, 2, bias=False)).double()
+    split = Split(split.images.double(), split.labels)
+    weight = model[1].weight.detach().clone().requires_grad_(True)
+    first, second = torch.zeros_like(weight), torch.zeros_like(weight)
+    for step, batch in enumerate(islice(training._batches(split.labels, schedule, 0, 0, 1), 4)):
+        outputs = partial(nn.functional.linear, weight=weight)
+        loss = Linear()(outputs, split.images[batch].flatten(1), split.labels[batch], None)
+        gradient = torch.autograd.grad(loss, weight)[0] + 0.1 * weight.detach()
+        if optimizer == "rmsprop":
+            second = 0.99 * second + 0.01 * gradient.square()
+            change = gradient / (second.sqrt() + 1e-8)
+        elif optimizer == "adam":
+            first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient.square()
+            change = first / (1 - 0.9 ** (step + 1)) / ((second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+        else:
+            change = first = momentum * first + gradient
+        weight = (weight - (0.01 if step < 2 else 0.001) * change).detach().requires_grad_(True)
+    train(model, split, Linear(), schedule)
+    torch.testing.assert_close(model[1].weight, weight, rtol=1e-9, atol=1e-12)
+
+
+class Holding(nn.Module):
+    """Keeps what it is told before each step, and what it is given then; it fails after ``last`` calls."""
+
+    def __init__(self, last=math.inf):
+        super().__init__()
+        self._told, self._last = [], last
+
+    def hold(self, rows, epoch):
+        self._rows, self._epoch = rows, epoch
+
+    def forward(self, model, images, labels, generator):
+        if len(self._told) == self._last:
+            raise Interrupted
+        self._told.append((self._rows.tolist(), self._epoch, images.clone(), labels.clone()))
+        del self._rows, self._epoch
+        return model(images).square().mean()
+
+
+SHUFFLED = Schedule(steps=20, batch=8, lr=1e-2, seed=5)
+of_batches = pytest.mark.parametrize("schedule", [SHUFFLED, SCHEDULE], ids=["all images", "pairs"])
+
+
+@of_batches
+def test_an_objective_is_told_before_each_step_which_images_its_batch_holds(schedule):
+    split, objective = some_split(), Holding()
+    train(small_model(), split, objective, schedule)
+    assert [epoch for _, epoch, *_ in objective._told] == [step // EPOCH for step in range(20)]
+    for rows, _, images, labels in objective._told:
+        assert torch.equal(images, split.images[rows]) and torch.equal(labels, split.labels[rows])
+    new = objective._told[:EPOCH]
+    shown = [row for rows, *_ in new for row in (rows if schedule is SHUFFLED else rows[0::2])]
+    assert sorted(shown) == list(range(37))
+
+
+@of_batches
+@pytest.mark.parametrize("stop", [2, 5, 6, 13])
+def test_a_resumed_training_tells_the_rows_and_the_epochs_that_are_left(schedule, stop, tmp_path):
+    whole, resumed = Holding(), Holding()
+    train(small_model(), some_split(), whole, schedule)
+    with pytest.raises(Interrupted):
+        train(small_model(), some_split(), Holding(stop), schedule, tmp_path / "checkpoint", 3)
+    train(small_model(), some_split(), resumed, schedule, tmp_path / "checkpoint", 3)
+    left = whole._told[stop // 3 * 3 :]
+    assert [told[:2] for told in resumed._told] == [told[:2] for told in left]
+
+
+@pytest.mark.parametrize(("rank", "world"), [(0, 2), (1, 2)])
+def test_each_process_is_told_its_own_rows(rank, world, monkeypatch):
+    monkeypatch.setattr(training, "_rank_and_world", lambda: (rank, world))
+    monkeypatch.setattr(training, "DistributedDataParallel", lambda replicas: replicas)
+    objective = Holding()
+    train(small_model(), some_split(), objective, SHUFFLED)
+    batches = training._batches(some_split().labels, SHUFFLED, 0, rank, world)
+    assert [(rows, epoch) for rows, epoch, *_ in objective._told] == [
+        (next(batches).tolist(), step // 3) for step in range(20)
+    ]
+
+
+def test_what_lies_inside_of_an_objective_is_told_as_well():
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Holding()
+
+        def forward(self, *given):
+            return self.inner(*given)
+
+    objective = Around()
+    train(small_model(), some_split(), objective, SHUFFLED)
+    assert len(objective.inner._told) == 20
+
+
+def test_labels_of_several_classes_are_trained_on_in_batches_of_all_images():
+    hot = nn.functional.one_hot(some_split().labels, 4)
+    objective = Holding()
+    train(small_model(), Split(some_split().images, hot), objective, SHUFFLED)
+    assert all(torch.equal(labels, hot[rows]) for rows, _, _, labels in objective._told)
+
+
 def crop(images, generator):
     """Of 6 x 6 pixels, without which the model below does not take the images."""
     return random_crop_and_flip(images, 6, generator)
@@ -429,16 +561,20 @@ def test_a_checkpoint_of_an_objective_with_other_settings_is_refused(other, said
 
 @pytest.mark.parametrize(
     "change",
-    [{"steps": 21}, {"pairs": 7}, {"lr": 1e-3}, {"weight_decay": 0.0}, {"seed": 1}, {"decay": 0.5}],
+    [
+        *({"steps": 21}, {"pairs": 7}, {"lr": 1e-3}, {"weight_decay": 0.0}, {"seed": 1}, {"decay": 0.5}),
+        *({"optimizer": "rmsprop"}, {"milestones": (0.5,)}),
+    ],
 )
 def test_a_checkpoint_of_another_schedule_is_refused_by_name(change, tmp_path):
     file = tmp_path / "checkpoint"
     trained(checkpoint=file)
     before = file.read_bytes()
     ((name, value),) = change.items()
-    with pytest.raises(ValueError, match=f"{file} was written with .*this training is .*'{name}': {value}") as error:
+    with pytest.raises(ValueError, match=f"{file} was written with .*this training is ") as error:
         train(small_model(), some_split(), ScaledTriplets(), replace(SCHEDULE, **change), file)
-    assert f"'{name}': {getattr(SCHEDULE, name)}" in str(error.value).partition("this training")[0]
+    written, _, this = str(error.value).partition("this training")
+    assert f"'{name}': {getattr(SCHEDULE, name)!r}" in written and f"'{name}': {value!r}" in this
     assert file.read_bytes() == before
 
 
@@ -593,6 +729,28 @@ NAN = float("nan")
 def test_an_impossible_schedule_is_refused(name, value):
     with pytest.raises(ValueError, match=f"{name}={value}: expected a (whole|finite) number (of at least|above) [01]"):
         replace(SCHEDULE, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pairs": None}, "pairs=None, batch=None: expected one of the two"),
+        ({"batch": 8}, "pairs=8, batch=8: expected one of the two"),
+        ({"pairs": None, "batch": 0}, "batch=0: expected a whole number of at least 1"),
+        ({"pairs": None, "batch": 2.0}, "batch=2.0: expected a whole number"),
+        ({"optimizer": "adamw"}, r"optimizer='adamw', momentum=0.0: expected one of \('adam', 'sgd', 'rmsprop'\)"),
+        ({"momentum": 0.9}, "optimizer='adam', momentum=0.9: expected .* a momentum of sgd alone"),
+        ({"optimizer": "rmsprop", "momentum": 0.9}, "a momentum of sgd alone"),
+        ({"optimizer": "sgd", "momentum": -0.1}, r"momentum=-0.1: expected a share in \[0, 1\]"),
+        ({"optimizer": "sgd", "momentum": 1.5}, "momentum=1.5"),
+        ({"optimizer": "sgd", "momentum": NAN}, "momentum=nan"),
+        ({"milestones": (0.5, 1.5)}, r"milestones=1.5: expected a share in \[0, 1\]"),
+        ({"milestones": (NAN,)}, "milestones=nan"),
+    ],
+)
+def test_an_impossible_batch_optimizer_or_milestone_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SCHEDULE, **changes)
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.1, 20, float("nan"), float("inf")])

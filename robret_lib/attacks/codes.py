@@ -5,6 +5,7 @@ is left; ``flipped``, the percent of bits that differ from the benign code; and 
 bit could be set. That is the bound of an attack, the code that it makes for, so another attack may go below it.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -40,9 +41,9 @@ class _Away(OnCodes):
         """The code int8 ``[B, bits]`` it would choose."""
         return -codes_of(benign.embeddings)
 
-    def away(self, benign: Benign, loss: CodeLoss) -> Plan:
-        """The plan of a loss of relaxed codes."""
-        return self.planned(benign, own_classes(benign), self.bound(benign), loss)
+    def away(self, benign: Benign, loss: CodeLoss, followed: CodeLoss | None = None) -> Plan:
+        """The plan of a loss of relaxed codes; see `OnCodes.planned`."""
+        return self.planned(benign, own_classes(benign), self.bound(benign), loss, followed)
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,10 @@ class HammingAdversary(_Away):
 class RelevantCodes(_Away):
     """SDHA: away from the codes of the items that share a label, the near ones first (ICMR 2021, as ported in SAAT).
 
-    Minimizes ``-(25 / K) mean_r w D_s(h~, r)`` over the codes r of known items that share a label, with the surrogate
-    distance of `surrogate_distance` and ``w = (D_H + 1e-8)^(-1/2)``. Without such an item it flees from the own code.
-    The published search adds the mean squared change of a pixel, see `search.descent.Adam`.
+    Follows ``-(25 / K) mean_r w D_s(h~, r)`` over the codes r of known items that share a label, with the
+    `surrogate_distances` D_s and the weights ``w = (D_H + 1e-8)^(-1/2)`` of the moment. These make it smallest, by
+    thousands, at the very codes that it leaves, so that which image is best is said without them. Without such an item
+    it flees from the own code. The published search adds the mean squared change of a pixel, see `search.descent`.
 
     Args:
         known: Items with their labels, the training set in the published code; None is the gallery.
@@ -113,12 +115,12 @@ class RelevantCodes(_Away):
         own = codes_of(benign.embeddings).to(items)
         alone = relevant.sum(1) == 0
 
-        def loss(codes: Tensor) -> Tensor:
-            far = weighted_distances(codes, items, relevant)
-            far_from_own = torch.stack([_weighted(code, other) for code, other in zip(codes, own, strict=True)])
-            return -25 / codes.shape[1] * torch.where(alone, far_from_own, far)
+        def loss(codes: Tensor, weights: Weighting = even) -> Tensor:
+            far = mean_distances(codes, items, relevant, weights)
+            far_from_own = [mean_distances(*pair, codes.new_ones(1, 1), weights) for pair in _pairs(codes, own)]
+            return -25 / codes.shape[1] * torch.where(alone, torch.cat(far_from_own), far)
 
-        return self.away(benign, loss)
+        return self.away(benign, loss, lambda codes: loss(codes, near_first))
 
     def bound(self, benign: Benign) -> Tensor:
         """Away from the majority of the relevant codes, bit by bit."""
@@ -128,12 +130,26 @@ class RelevantCodes(_Away):
         return torch.where(relevant.any(1, keepdim=True), away, super().bound(benign))
 
 
-def _weighted(code: Tensor, other: Tensor) -> Tensor:
-    return weighted_distances(code[None], other[None], code.new_ones(1, 1))[0]
+def _pairs(codes: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(codes.split(1), others.split(1), strict=True)
 
 
-def weighted_distances(codes: Tensor, items: Tensor, relevant: Tensor) -> Tensor:
-    """``mean_r w D_s(h, r)`` of relaxed codes ``[B, bits]`` over their relevant items ``[B, N]`` among ``[N, bits]``.
+Weighting = Callable[[Tensor, Tensor], Tensor]
+"""Weights ``[B, N]`` of relaxed codes ``[B, bits]`` and codes ``[N, bits]``."""
+
+
+def even(codes: Tensor, items: Tensor) -> Tensor:
+    return codes.new_ones(len(codes), len(items))
+
+
+def near_first(codes: Tensor, items: Tensor) -> Tensor:
+    """``(D_H + 1e-8)^(-1/2)`` with the Hamming distance, without a gradient."""
+    differing = (codes.shape[1] - codes.detach().sign() @ items.T) / 2
+    return (differing.clamp(min=0) + 1e-8).rsqrt()
+
+
+def surrogate_distances(codes: Tensor, items: Tensor) -> Tensor:
+    """D_s ``[B, N]`` of relaxed codes ``[B, bits]`` and codes ``[N, bits]``: Hamming distances in soft steps.
 
     ``D_s = sum_k |h_k - r_k| s / 2 + 1 - s`` with ``s = sigmoid(5 h_k r_k)`` depends on a bit of r by its sign
     alone, so that all items are two matrix products.
@@ -143,10 +159,13 @@ def weighted_distances(codes: Tensor, items: Tensor, relevant: Tensor) -> Tensor
         for sign in (1.0, -1.0)
     )
     positive = (items > 0).to(codes)
-    surrogate = plus @ positive.T + minus @ (1 - positive).T
-    differing = (codes.shape[1] - codes.detach().sign() @ items.T) / 2
-    weights = relevant * (differing.clamp(min=0) + 1e-8).rsqrt()
-    return (weights * surrogate).sum(1) / relevant.sum(1).clamp(min=1)
+    return plus @ positive.T + minus @ (1 - positive).T
+
+
+def mean_distances(codes: Tensor, items: Tensor, relevant: Tensor, weights: Weighting) -> Tensor:
+    """``mean_r w D_s(h, r)``, ``[B]``, over the items that are relevant ``[B, N]``; 0 where none is."""
+    distances = relevant * weights(codes, items) * surrogate_distances(codes, items)
+    return distances.sum(1) / relevant.sum(1).clamp(min=1)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,13 @@ from robret_lib.attacks.gallery import Gallery
 from robret_lib.fields import check_count
 from robret_lib.hamming import average_precisions, codes_of
 
-Sharpness = Literal["rising", "one"]
-"""How alpha goes: from 0.1 to 1, in ten parts of the search (HAG, DHTA, SAAT); or 1 all the way."""
+Sharpness = Literal["rising", "one", "relative"]
+"""How alpha goes: from 0.1 to 1, in ten parts of the search (HAG, DHTA, SAAT); or 1 all the way; or `SPAN` over the
+size of the outputs, so that a network is attacked alike whatever their scale, on which no code depends."""
+
+SPAN = 10.0
+"""Root mean square of ``alpha f``. A sharp tanh moves the bits that can still be flipped and leaves the others alone:
+on three small networks, by CSQ and HashNet, it left the less the sharper it was, until about here."""
 
 ALPHAS = (0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
@@ -53,19 +58,21 @@ class OnCodes:
         if self.top_k is not None:
             check_count("top_k", self.top_k)
 
-    def planned(self, benign: Benign, labels: Tensor | None, bound: Tensor, loss: CodeLoss) -> Plan:
-        """The plan of a loss of relaxed codes.
+    def planned(
+        self, benign: Benign, labels: Tensor | None, bound: Tensor, loss: CodeLoss, followed: CodeLoss | None = None
+    ) -> Plan:
+        """The plan of a loss of relaxed codes; ``followed`` is one whose gradient is taken in its place.
 
         It measures ``flipped``, in how many percent of the bits a code differs from the benign one; and, by labels
         where there are any, ``average_precision`` in percent, ties as expected over their orders, the image itself left
         out; and ``bound``, the same of the codes ``bound [B, bits]``, which no image may have.
         """
         check_hash_gallery(benign.gallery)
+        own, gallery, rising = codes_of(benign.embeddings), benign.gallery, self.sharpness == "rising"
+        alpha = SPAN / size_of(gallery.embeddings) if self.sharpness == "relative" else 1.0
 
         def at(share: float) -> CodeLoss:
-            return lambda outputs: loss(torch.tanh(alpha_at(share) * outputs))
-
-        own, gallery = codes_of(benign.embeddings), benign.gallery
+            return lambda outputs: (followed or loss)(torch.tanh((alpha_at(share) if rising else alpha) * outputs))
 
         @cache
         def at_best() -> Tensor:
@@ -83,8 +90,13 @@ class OnCodes:
                 return found
             return found | {"average_precision": precisions(codes), "bound": at_best()}
 
-        rising = at if self.sharpness == "rising" else None
-        return Plan(lambda outputs: loss(torch.tanh(outputs)), measures, at=rising)
+        return Plan(lambda outputs: loss(torch.tanh(alpha * outputs)), measures, at=at if rising or followed else None)
+
+
+def size_of(outputs: Tensor) -> Tensor:
+    """The root mean square, a scalar; 1 where all are 0."""
+    size = outputs.square().mean().sqrt()
+    return torch.where(size > 0, size, 1.0)
 
 
 def mean_losses(agreement: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Attacks on hash codes with a target: the ranking of a query becomes that of images with other, chosen labels.
 
-Target labels are given, one label vector for each image, and shared by all attacks that are compared (`draw_labels`).
+Target labels are given, one label vector for each image, and shared by all attacks that are compared (`target_labels`).
 All measure ``average_precision`` in percent by the *target* labels, so that its mean is the t-MAP; higher is stronger;
 and ``bound``, that of the code which an attack makes for.
 """
@@ -24,36 +24,12 @@ TargetLoss = Literal["mean", "published", "symmetric"]
 mirror image, with the largest slope there."""
 
 
-def draw_labels(labels: Tensor, gallery_labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """A target label vector for each image, drawn uniformly from those of the gallery that share no label with it.
-
-    Args:
-        labels: int ``[B]`` or multi-hot ``[B, C]``.
-        gallery_labels: Likewise; a vector without labels is no target.
-
-    Returns:
-        ``[B]`` or ``[B, C]``, in the dtype of the gallery's.
-
-    Raises:
-        ValueError: An image shares a label with all.
-    """
-    kinds = gallery_labels.unique(dim=0)
-    if kinds.ndim == 2:
-        kinds = kinds[kinds.sum(1) > 0]
-    possible = ~relevance(labels, kinds)
-    if not possible.any(1).all():
-        alone = int((~possible.any(1)).sum())
-        raise ValueError(f"{alone} images share a label with every label vector of the gallery: they have no target")
-    weights = possible.double().cpu()
-    return kinds[torch.multinomial(weights, 1, generator=generator)[:, 0].to(kinds.device)]
-
-
 @dataclass(frozen=True)
 class _Targeted(OnCodes):
     """An attack towards the labels of others.
 
     Args:
-        wanted: Target labels of all images, ``[B]`` or ``[B, C]``, see `draw_labels`.
+        wanted: Target labels of all images, ``[B]`` or ``[B, C]``, see `target_labels.draw_labels`.
         loss: See `TargetLoss`.
     """
 
@@ -67,7 +43,7 @@ class _Targeted(OnCodes):
 
     def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor:
         """Positions ``[B, 1]`` of the first item that has exactly the target labels."""
-        return self.having_them(benign).int().argmax(1, keepdim=True)
+        return self.having_them(benign).int().argmax(1, keepdim=True).to(benign.embeddings.device)
 
     def having_them(self, benign: Benign) -> Tensor:
         """Which items have exactly the target labels, bool ``[B, N]``.
@@ -101,9 +77,9 @@ class _Targeted(OnCodes):
         return self.planned(benign, labels, self.bound(benign, targets), loss)._replace(labels=labels)
 
     def labels(self, benign: Benign, targets: Tensor) -> Tensor:
-        """The target labels in the dtype of the gallery's."""
-        labels = benign.gallery.labels
-        return labels[targets[:, 0].to(labels.device)].to(benign.embeddings.device)
+        """The target labels in the dtype of the gallery's, beside the embeddings."""
+        labels = benign.gallery.labels.to(benign.embeddings.device)
+        return labels[targets[:, 0]]
 
 
 def _published(agreement: Tensor) -> Tensor:
@@ -193,7 +169,7 @@ class TowardsPrecision(_Targeted):
     def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor:
         """Gallery positions ``[B, 1 + items + others]``, the first that of an item with exactly the target labels."""
         first, gallery = super().targets(benign, generator), benign.gallery
-        shared = relevance(self.labels(benign, first), gallery.labels.to(benign.embeddings.device))
+        shared = relevance(self.labels(benign, first), gallery.labels.to(first.device))
         kinds = (shared, self.items), (~shared, self.others)
         drawn = (drawn_items(*kind, generator).to(first.device) for kind in kinds)
         return torch.cat([first, *drawn], dim=1)

@@ -24,6 +24,9 @@ FALLING = 0.5
 """A loss is still falling if as many steps again would, at its last rate, add this share of what it has fallen."""
 
 
+ROUNDING = 1e-6
+"""Average precisions in percent that are no further apart are equal."""
+
 LOOKS = 8
 """So many losses of a search show whether they have come to rest."""
 
@@ -43,6 +46,48 @@ def benign_recall(right: Tensor, chance: float) -> Finding:
         "gallery is in another order, or the model finds nothing; or so few queries cannot tell."
     )
     return found("benign recall", _chance_of(hits, count, min(chance, 1.0)) <= LEVEL, seen, trouble)
+
+
+def benign_precision(precisions: Tensor, chance: Tensor) -> Finding:
+    """Before any attack more rankings are better than a random order than are worse: `benign_recall` of codes.
+
+    Args:
+        precisions: Average precision of each query, float ``[n]``, without an attack.
+        chance: That expected of a random order of the gallery, ``[n]``.
+    """
+    better, worse = _lower(chance, precisions), _lower(precisions, chance)
+    seen = f"{better} of {len(precisions)} rankings are better than a random order, {worse} are worse"
+    trouble = (
+        "who finds nothing has nothing to lose. The labels are those of other images, the gallery is in another order, "
+        "or all codes are alike; or so few queries cannot tell."
+    )
+    return found("benign recall", _chance_of(better, better + worse, 0.5) <= LEVEL, seen, trouble)
+
+
+def own_start(attack: str, benign: Tensor, attacked: Tensor) -> Finding:
+    """Of rankings that an attack changes, no more get better than worse: no steps at all are no stronger than it.
+
+    Args:
+        attack: Its name.
+        benign, attacked: Average precision of each query, float ``[n]``, before and after it.
+    """
+    against, for_it = _lower(benign, attacked), _lower(attacked, benign)
+    seen = f"{attack} makes {against} of {len(benign)} rankings better and {for_it} worse"
+    trouble = "it is weaker than its own start. The steps are too long, or the loss that falls is not what is measured."
+    return found("more steps", _chance_of(against, against + for_it, 0.5) > LEVEL, seen, trouble)
+
+
+def gray_image(gray: Tensor, left: Tensor) -> Finding:
+    """An attacker who may turn every image into plain gray leaves hardly a ranking better: `unlimited_radius` of codes.
+
+    Args:
+        gray: Average precision of each query, float ``[n]``, had its image been turned gray.
+        left: That under the attack at a radius of 1/2 or more.
+    """
+    against, for_it = _lower(gray, left), _lower(left, gray)
+    seen = f"{against} of {len(gray)} rankings are better at 1/2 than of a gray image, {for_it} worse"
+    trouble = "any image can be turned into any other on the way to gray. The search fails, not the attacker."
+    return found("unlimited radius", _chance_of(against, against + for_it, 0.5) > LEVEL, seen, trouble)
 
 
 def more_steps(few: Tensor, more: Tensor) -> Finding:
@@ -149,6 +194,11 @@ def check_outcomes(*outcomes: Tensor) -> None:
         raise ValueError(f"outcomes {given}: expected bool [n], of the same queries")
     if not len(outcomes[0]):
         raise ValueError("outcomes of 0 queries: expected at least one")
+
+
+def _lower(some: Tensor, others: Tensor) -> int:
+    """How many are lower than the other of their pair, by more than rounding."""
+    return int((some < others - ROUNDING).sum())
 
 
 def _no_fewer(name: str, weak: Tensor, strong: Tensor, weak_words: str, strong_words: str, trouble: str) -> Finding:

@@ -11,7 +11,6 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from scipy.stats import hypergeom
 from torch import Tensor
 
 from robret_lib.hamming.lists import Groups, Lists
@@ -155,5 +154,17 @@ def _cut(value: float, items: int, relevant: int, nearer: int, found: int, depth
     """AP@k of one query, from the sum over its whole groups and the group of which only some fit before the depth."""
     room = depth - nearer
     hits = np.arange(max(0, room - (items - relevant)), min(room, relevant) + 1)
-    sums = value + _expected(np.full_like(hits, room), hits, np.full_like(hits, nearer), np.full_like(hits, found))
-    return float(hypergeom.pmf(hits, items, relevant, room) @ (sums / np.maximum(1, found + hits)))
+    sums = value + _expected(room, hits, nearer, found)
+    return float(_hypergeometric(hits, items, relevant, room) @ (sums / np.maximum(1, found + hits)))
+
+
+def _hypergeometric(hits: np.ndarray, items: int, relevant: int, room: int) -> np.ndarray:
+    """How likely each number of relevant ones is among ``room`` of the items, for all numbers that can be.
+
+    From the ratios of neighbors, which are small numbers, where the factorials of a large gallery lose digits.
+    """
+    at = hits[:-1].astype(float)
+    ratios = (relevant - at) * (room - at) / ((at + 1) * (items - relevant - room + at + 1))
+    logs = np.concatenate([[0.0], np.cumsum(np.log(ratios))])
+    shares = np.exp(logs - logs.max())
+    return shares / shares.sum()

@@ -66,6 +66,7 @@ def center_votes(
 
 def overlap(labels: Tensor, others: Tensor, weights: Weights) -> Tensor:
     """How alike the labels of images are, in [0, 1], ``[B, N]``; 0 where they share none, also where there are none."""
+    others = others.to(labels.device)
     shared = relevance(labels, others).double()
     labels, others = same_kind(labels, others)
     if weights == "binary" or labels.ndim == 1:

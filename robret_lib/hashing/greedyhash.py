@@ -10,7 +10,8 @@ from robret_lib.hashing.batch import Batch
 class GreedyHash(nn.Module):
     """Cross-entropy of a linear classifier of ``sign u``, plus lambda times ``mean ||u| - 1|^3``.
 
-    (Su et al., NeurIPS 2018.) Of several labels the first is the class.
+    (Su et al., NeurIPS 2018.) Of several labels the first is the class; an image without any has none, and adds nothing
+    to the cross-entropy (in CgAT's code it is one of the first class).
 
     Args:
         classes, bits: Of the classifier.
@@ -28,6 +29,8 @@ class GreedyHash(nn.Module):
         """Scalar."""
         codes = batch.codes
         binary = codes + (codes.sign() - codes).detach()
-        classes = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(1)
-        entropy = cross_entropy(self.classifier(binary), classes)
+        classes, labeled = batch.labels, 1.0
+        if classes.ndim == 2:
+            classes, labeled = batch.labels.argmax(1), batch.multi_hot.amax(1)
+        entropy = (labeled * cross_entropy(self.classifier(binary), classes, reduction="none")).mean()
         return entropy + self.quantization * ((codes.abs() - 1).abs() ** 3).mean()

@@ -14,17 +14,22 @@ from robret_lib.attacks import Gallery
 from robret_lib.attacks.relaxed import check_hash_gallery
 from robret_lib.attacks.run import check_device
 from robret_lib.attacks.search.ball import Norm
+from robret_lib.checks import Finding, evaluation
 from robret_lib.data import RetrievalData, as_float
 from robret_lib.hamming import average_precisions, codes_of
-from robret_lib.models import HashModel
+from robret_lib.models import HashModel, embed
+from robret_lib.scores import doubts
 from robret_lib.scores.checkpoint import Checkpoint, blocks, rows_of
-from robret_lib.scores.map_suite import map_suite
+from robret_lib.scores.map_suite import map_suite, one_label_each
 from robret_lib.scores.queries import Queries
 from robret_lib.scores.robust_recall import check_arguments
 from robret_lib.scores.suite import Effort, Stage
 
+HALF = 0.5
+"""A query still stands while its average precision is above this share of the benign one: for `checks`, not scores."""
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class RobustMap:
     """What `robust_map` found.
 
@@ -34,12 +39,13 @@ class RobustMap:
     Args:
         map: Mean over all queries of the smallest average precision under any attack, in percent.
         benign: MAP without an attack.
-        map_under: By attack the MAP that it leaves alone, in percent.
+        map_under: By attack the MAP that it leaves alone, in percent; who is not attacked by it stays as it is.
         worst_for: By attack the percent of queries for which it is the worst, the first of equals; "none" where no
             attack makes a ranking worse.
         precisions: Of each query the smallest average precision, in percent, float64 ``[n]``.
         images: Of each query the image that has it, float ``[n, C, H, W]``; the original where none is worse.
         passes: Forward passes per query that all attacks together spent.
+        warnings: What makes the number doubtful, in words (`checks`); none for a sound evaluation.
     """
 
     map: float
@@ -49,11 +55,22 @@ class RobustMap:
     precisions: Tensor
     images: Tensor
     passes: float
+    warnings: tuple[str, ...]
 
     @property
     def standard_error(self) -> float:
         """Of `map` over the queries, in percent."""
         return self.precisions.std().item() / sqrt(len(self.precisions))
+
+    def __repr__(self) -> str:
+        most = sorted(self.worst_for.items(), key=lambda item: -item[1])[:3]
+        lines = [
+            f"MAP of {len(self.precisions)} queries: {self.benign:.1f} % before, {self.map:.1f} +- "
+            f"{self.standard_error:.1f} % left; {self.passes:.1f} passes a query",
+            "worst are " + "; ".join(f"{name}: for {percent:.1f} %" for name, percent in most),
+            *self.warnings,
+        ]
+        return "\n".join(lines)
 
 
 def robust_map(
@@ -73,7 +90,8 @@ def robust_map(
     """MAP by Hamming distance that is left where each query meets the worst of a suite of attacks (`map_suite`).
 
     The analogue of `robust_recall` for hash codes, an upper bound of what a perfect attack would leave. Ties are
-    averaged over their orders, and a query without a relevant item counts as 0, as in `hamming.hamming_map`.
+    averaged over their orders, and a query without a relevant item counts as 0, as in `hamming.hamming_map`. Masked
+    gradients are looked for at effort "standard" and "high" for norm "linf", on a sample.
 
     Args:
         model: In [0, 1] pixels.
@@ -98,21 +116,23 @@ def robust_map(
     if surrogate is not None:
         check_device(surrogate, asked.gallery, "surrogate")
         its_gallery = Gallery.of(surrogate, data.gallery.images, data.gallery.labels)
-    suite = map_suite(effort, eps, norm, top_k, known, surrogate, its_gallery)
-    task = _Evaluation(asked, suite, top_k)
+    one_label = one_label_each((known or asked.gallery).labels)
+    suite = map_suite(effort, eps, norm, top_k, known, surrogate, its_gallery, one_label)
+    task = _Evaluation(asked, suite, top_k, norm == "linf" and eps >= 0.5)
     others = [] if surrogate is None else [surrogate]
     settings = {"eps": eps, "norm": norm, "effort": effort, "seed": seed, "top_k": top_k, "suite": task.names}
     fingerprint = asked.fingerprint(*others) | ({} if known is None else {"known codes": known.codes.cpu()})
     kept = Checkpoint(Path(checkpoint), settings, fingerprint) if checkpoint else None
     if kept:
         task.resume(kept)
-    with tqdm(unit=" passes", disable=not progress, total=task.passes_left()) as bar:
+    with tqdm(unit=" passes", disable=not progress) as bar:
         for block, number in task.work_left():
+            bar.total = bar.n + task.passes_left()
             bar.set_description(task.names[number], refresh=True)
             bar.update(task.attack(block, number, seed))
             if kept:
                 task.save(kept, block)
-    return task.outcome()
+    return task.outcome(doubts.of_model(model, asked.gallery))
 
 
 class _Evaluation:
@@ -120,13 +140,11 @@ class _Evaluation:
 
     KEPT = ("precisions", "done", "spent")
 
-    def __init__(self, queries: Queries, suite: list[Stage], top_k: int | None) -> None:
-        self.queries, self.suite = queries, suite
+    def __init__(self, queries: Queries, suite: list[Stage], top_k: int | None, unlimited: bool) -> None:
+        self.queries, self.suite, self.top_k = queries, suite, top_k
+        self.unlimited = unlimited  # whether every image may be turned gray
         self.names = [stage.name for stage in suite]
-        gallery = queries.gallery
-        codes, labels = codes_of(queries.embeddings).cpu(), gallery.labels.cpu()
-        precisions = average_precisions(codes, gallery.codes.cpu(), queries.labels, labels, top_k, own=queries.own)
-        self.benign = 100 * precisions
+        self.benign = self._precisions(codes_of(queries.embeddings))
         self.precisions = torch.full((len(queries), len(suite)), torch.inf, dtype=torch.float64)  # under each attack
         self.images = as_float(queries.images).clone()
         self.done: list[list[int]] = []
@@ -140,20 +158,22 @@ class _Evaluation:
                     yield block, number
 
     def passes_left(self) -> int:
-        return sum(self.suite[number].passes * len(self._rows(block)) for block, number in self.work_left())
+        return sum(self.suite[number].passes * len(self._rows(block, number)) for block, number in self.work_left())
 
     def attack(self, block: int, number: int, seed: int) -> float:
         """Attack the queries of a block; gives the passes that it took."""
-        rows = self._rows(block)
-        generator = torch.Generator().manual_seed(2**20 * seed + 2**10 * number + block)
-        result = self.queries.attacked(*self.suite[number][1:3], generator, rows)
-        found = result.measured["average_precision"].double().cpu()
-        worse = found < torch.minimum(self.benign[rows], self.precisions[rows].amin(1))
-        self.images[rows[worse]] = result.images[worse]
-        self.precisions[rows, number] = found
+        rows, spent = self._rows(block, number), 0.0
+        if len(rows):
+            generator = torch.Generator().manual_seed(2**20 * seed + 2**10 * number + block)
+            result = self.queries.attacked(*self.suite[number][1:3], generator, rows)
+            found = result.measured["average_precision"].double().cpu()
+            worse = found < torch.minimum(self.benign[rows], self.precisions[rows].amin(1))
+            self.images[rows[worse]] = result.images[worse]
+            self.precisions[rows, number] = found
+            spent = result.passes * len(rows)
         self.done.append([block, number])
-        self.spent += result.passes * len(rows)
-        return result.passes * len(rows)
+        self.spent += spent
+        return spent
 
     def save(self, checkpoint: Checkpoint, block: int) -> None:
         checkpoint.save_images(block, self.images[rows_of(block)])
@@ -165,20 +185,50 @@ class _Evaluation:
         for block in {block for block, _ in self.done}:
             self.images[rows_of(block)] = checkpoint.load_images(block)
 
-    def outcome(self) -> RobustMap:
+    def outcome(self, of_model: tuple[str, ...]) -> RobustMap:
         least, by = self.precisions.min(1)
         worse, count = least < self.benign, len(self.queries)
         chosen = Counter(self.names[at] if is_worse else "none" for at, is_worse in zip(by, worse, strict=True))
+        under = torch.where(self.precisions.isinf(), self.benign[:, None], self.precisions).mean(0).tolist()
         left = torch.minimum(least, self.benign)
         return RobustMap(
-            left.mean().item(),
-            self.benign.mean().item(),
-            dict(zip(self.names, self.precisions.mean(0).tolist(), strict=True)),
-            {name: 100 * chosen[name] / count for name in [*self.names, "none"]},
-            left,
-            self.images,
-            self.spent / count,
+            map=left.mean().item(),
+            benign=self.benign.mean().item(),
+            map_under=dict(zip(self.names, under, strict=True)),
+            worst_for={name: 100 * chosen[name] / count for name in [*self.names, "none"]},
+            precisions=left,
+            images=self.images,
+            passes=self.spent / count,
+            warnings=of_model + doubts.said(self._findings(left)),
         )
 
-    def _rows(self, block: int) -> Tensor:
-        return torch.arange(len(self.queries))[rows_of(block)]
+    def _findings(self, left: Tensor) -> Iterator[Finding]:
+        """What the outcomes say of the evaluation itself."""
+        bits = self.queries.gallery.codes.shape[1]
+        chance = self._precisions(torch.ones(len(self.queries), bits), equal=True)
+        yield evaluation.benign_precision(self.benign, chance)
+        for number, stage in enumerate(self.suite):
+            made = self.precisions[:, number].isfinite()
+            if stage.tells and made.any():
+                before, after = self.precisions[made, :number].amin(1), self.precisions[made, number]
+                yield evaluation.black_box(*(found > HALF * self.benign[made] for found in (before, after)))
+            elif (good := made & (self.benign > chance)).any():
+                yield evaluation.own_start(stage.name, self.benign[good], self.precisions[good, number])
+        if self.unlimited:
+            gray = embed(self.queries.model, torch.full_like(self.images[:1], 0.5))
+            yield evaluation.gray_image(self._precisions(codes_of(gray).expand(len(left), -1)), left)
+
+    def _precisions(self, codes: Tensor, equal: bool = False) -> Tensor:
+        """In percent, of the queries with these codes ``[n, bits]``; equal, if the codes of all items were so, too."""
+        gallery, labels = self.queries.gallery, self.queries.labels
+        items = torch.ones_like(gallery.codes) if equal else gallery.codes
+        given = codes.cpu(), items.cpu(), labels, gallery.labels.cpu()
+        return 100 * average_precisions(*given, self.top_k, own=self.queries.own)
+
+    def _rows(self, block: int, number: int) -> Tensor:
+        """The queries of a block on which an attack is made: all, or a sample of those that still stand."""
+        rows = torch.arange(len(self.queries))[rows_of(block)]
+        if self.suite[number].sample is None:
+            return rows
+        standing = self.precisions[rows, :number].amin(1) > HALF * self.benign[rows]
+        return rows[standing][: self.suite[number].sample]

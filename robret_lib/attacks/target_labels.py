@@ -1,6 +1,7 @@
-"""Target labels on disk: drawn once, and the same for every attack and every model that is compared.
+"""The labels that attacks with a target aim at: drawn once, and the same for every attack and model that is compared.
 
-A list is a text file as SAAT keeps it (``target_label_<set>.txt``): a line of zeros and ones for each query.
+They are kept as a list, a text file as SAAT has it (``target_label_<set>.txt``): a line of zeros and ones for each
+query.
 """
 
 from pathlib import Path
@@ -9,9 +10,32 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from robret_lib.attacks.targeted_codes import draw_labels
 from robret_lib.data import multi_hot, relevance
 from robret_lib.files import written_whole
+
+
+def draw_labels(labels: Tensor, gallery_labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """A target label vector for each image, drawn uniformly from those of the gallery that share no label with it.
+
+    Args:
+        labels: int ``[B]`` or multi-hot ``[B, C]``.
+        gallery_labels: Likewise; a vector without labels is no target.
+
+    Returns:
+        ``[B]`` or ``[B, C]``, in the dtype of the gallery's.
+
+    Raises:
+        ValueError: An image shares a label with all.
+    """
+    kinds = gallery_labels.unique(dim=0)
+    if kinds.ndim == 2:
+        kinds = kinds[kinds.sum(1) > 0]
+    possible = ~relevance(labels, kinds)
+    if not possible.any(1).all():
+        alone = int((~possible.any(1)).sum())
+        raise ValueError(f"{alone} images share a label with every label vector of the gallery: they have no target")
+    weights = possible.double().cpu()
+    return kinds[torch.multinomial(weights, 1, generator=generator)[:, 0].to(kinds.device)]
 
 
 def kept_labels(path: Path, labels: Tensor, gallery_labels: Tensor, seed: int = 0) -> Tensor:
@@ -19,11 +43,11 @@ def kept_labels(path: Path, labels: Tensor, gallery_labels: Tensor, seed: int = 
 
     Args:
         path: Of the list; its folder is made if need be.
-        labels, gallery_labels: As in `targeted_codes.draw_labels`.
+        labels, gallery_labels: As in `draw_labels`.
         seed: Of the draw.
 
     Returns:
-        As `targeted_codes.draw_labels`.
+        As `draw_labels`.
 
     Raises:
         ValueError: The file is no list, or one of other queries: another number of them, or targets that share a label

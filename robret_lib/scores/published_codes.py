@@ -74,7 +74,7 @@ def with_target(
     """By name the attacks that want the ranking of other labels.
 
     Args:
-        wanted: Target labels, see `targeted_codes.draw_labels`.
+        wanted: Target labels, see `attacks.target_labels`.
         eps, most_steps, top_k, known: As in `without_target`.
         prototypes: Of THA, see `targeted_codes.Prototype`; None leaves it out.
     """
