@@ -34,6 +34,13 @@ from robret_lib.runs.comparison import (
     with_minus,
 )
 from robret_lib.runs.judged import Judged, differences, doubted, judged, side_by_side
+from robret_lib.runs.judged_codes import (
+    JudgedCodes,
+    attacks_side_by_side,
+    codes_side_by_side,
+    judged_codes,
+    of_bits,
+)
 from robret_lib.runs.parameters import (
     ParameterError,
     Rule,
@@ -57,13 +64,16 @@ from robret_lib.runs.records import Measured, ResultError, measured
 __all__ = [
     "WORKFLOW",
     "Judged",
+    "JudgedCodes",
     "Measured",
     "ParameterError",
     "ResultError",
     "Rule",
     "Run",
+    "attacks_side_by_side",
     "boolean",
     "choice",
+    "codes_side_by_side",
     "comparison",
     "comparison_table",
     "comparison_words",
@@ -77,7 +87,9 @@ __all__ = [
     "hardware",
     "integer",
     "judged",
+    "judged_codes",
     "measured",
+    "of_bits",
     "optional",
     "results",
     "several",
