@@ -277,11 +277,11 @@ class Scale(nn.Module):
         return self.factor * outputs
 
 
-def test_a_relative_sharpness_is_ten_over_the_size_of_the_outputs():
+def test_a_relative_sharpness_is_five_over_the_size_of_the_outputs():
     gallery = Gallery(torch.tensor([[3.0, -4.0], [4.0, -3.0]]), "H")
     plan = OwnCode("relative").plan(Benign(gallery, torch.tensor([[3.0, -4.0]])), None)
     outputs = torch.tensor([[0.2, 0.3]])
-    expected = (torch.tanh(10 / 12.5**0.5 * outputs) * torch.tensor([1, -1])).mean()
+    expected = (torch.tanh(5 / 12.5**0.5 * outputs) * torch.tensor([1, -1])).mean()
     assert plan.at is None and plan.loss(outputs).item() == pytest.approx(expected.item())
     assert size_of(torch.zeros(3, 4)) == 1
 

@@ -1,6 +1,7 @@
 """Deep hashing: losses of relaxed codes, one file each; and the codes that lie at the center of labels."""
 
 from robret_lib.hashing.batch import Batch, Known
+from robret_lib.hashing.center_code import center_code
 from robret_lib.hashing.centers import center_of_labels, hadamard_centers, random_centers
 from robret_lib.hashing.csq import CSQ
 from robret_lib.hashing.dch import DCH
@@ -30,6 +31,7 @@ __all__ = [
     "Known",
     "KnownCodes",
     "OrthoHash",
+    "center_code",
     "PrototypeNet",
     "center_of_labels",
     "circle_loss",
