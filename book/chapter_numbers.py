@@ -1,6 +1,6 @@
 """A Sphinx extension: figures, definitions and theorems carry the number of their chapter, such as "Fig. 4.2".
 
-Sphinx counts through the whole book, and would count the fourth chapter as the third while there is no third.
+Sphinx counts through the whole book, and would count the ninth chapter as the eighth while there is no eighth.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from robret_lib import data, mining
+from robret_lib import checks, data, mining, models, scores
 from robret_lib.models import EmbeddingModel
 from robret_lib.objectives import TripletObjective
 from robret_lib.training import Schedule, train
@@ -17,8 +17,8 @@ from tests.small_retrieval import NAMES, searched_in_itself, some_split
 ROOT = Path(__file__).parents[1]
 
 
-def lines_of(page):
-    section = re.search(r"^## Your own defense\n(.*?)^## ", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)[1]
+def lines_of(page, heading="Your own defense"):
+    section = re.search(rf"^## {heading}\n(.*?)^## ", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)[1]
     code = "\n".join(re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE))
     assert max(map(len, code.splitlines())) <= 88, "the page shows no more"
     return code
@@ -59,4 +59,14 @@ def test_the_lines_of_the_page_run(page, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert re.search(r"^\d+ checks, \d+ to look at$", printed, re.MULTILINE)
     before, after = map(float, re.search(r"right: ([\d.]+) %, attacked: ([\d.]+) %", printed).groups())
+    assert after < before
+
+
+def test_the_lines_about_a_hash_network_run(capsys):
+    dataset = searched_in_itself(60)
+    given = {"mean": (0.5,), "std": (0.25,), "network": trained_network(1), "dataset": dataset}
+    code = lines_of("book/api/scores.md", "Your own hash network").replace("queries=200", "queries=60")
+    exec(code, {"checks": checks, "data": data, "models": models, "scores": scores} | given)
+    printed = capsys.readouterr().out
+    before, after = map(float, re.search(r"MAP: ([\d.]+) %, attacked: ([\d.]+) %", printed).groups())
     assert after < before
