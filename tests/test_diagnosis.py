@@ -13,7 +13,7 @@ from robret_lib import attacks, checks, data, recipes
 from robret_lib.attacks.embedding import EmbeddingShift
 from robret_lib.checks.findings import found
 from robret_lib.data import Protocol, Split
-from robret_lib.models import build
+from robret_lib.models import HashModel, build
 from tests.benchmarks.networks import network
 from tests.planted_defenses import (
     BatchCoupled,
@@ -57,6 +57,11 @@ def test_a_sound_network_and_a_sound_evaluation_raise_no_alarm(distance, models,
     model.cpu()
     assert report.ok and not report.warnings, report
     assert len(report.findings) == 17
+
+
+def test_hash_codes_are_judged_elsewhere(toy):
+    with pytest.raises(TypeError, match="ties among hash codes: use scores.robust_map"):
+        checks.diagnose(HashModel(torch.nn.Flatten()), toy, EPS)
 
 
 def test_every_warning_has_its_paragraph_in_the_book(model, toy):

@@ -14,7 +14,7 @@ from robret_lib.checks.model import inspect
 from robret_lib.checks.overheard import Overheard
 from robret_lib.data import RetrievalData, as_float
 from robret_lib.metrics import relevance
-from robret_lib.models import EmbeddingModel
+from robret_lib.models import EmbeddingModel, distance_of
 
 SHORT, LONG = 10, 50
 """Steps of a short search, which another short one is compared with, and of a long one."""
@@ -41,7 +41,10 @@ def diagnose(model: EmbeddingModel, data: RetrievalData, eps: float, queries: in
 
     Raises:
         ValueError: No query drawn is right, so that there is nothing to attack.
+        TypeError: A hash network, whose first answers are ties.
     """
+    if distance_of(model) == "H":
+        raise TypeError("diagnose looks at first answers, which are ties among hash codes: use scores.robust_map")
     chosen = torch.randperm(len(data.query), generator=torch.Generator().manual_seed(seed))[:queries]
     report = inspect(model, as_float(data.query.images[chosen]))
     if {finding.name for finding in report.warnings} & {"images in [0, 1]", "finite embeddings"}:
