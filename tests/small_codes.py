@@ -36,3 +36,22 @@ def small_world(side: int = 4) -> World:
 def benign_of(world: World) -> Benign:
     model, images, labels, gallery = world
     return Benign(gallery, models.embed(model, images), labels=labels)
+
+
+class Shifted(nn.Module):
+    """Pixels less one half: any code is that of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1) - self.shift
+
+
+def free_world() -> World:
+    """As `small_world`, with images of a pixel for each bit, and a network that returns them."""
+    classes = torch.arange(ITEMS + QUERIES) % 3
+    images = torch.rand(len(classes), 1, 4, 4, generator=seeded(2))
+    model, labels = HashModel(Shifted()), one_hot(classes, 4)
+    return model, images[:QUERIES], labels[:QUERIES], Gallery.of(model, images[QUERIES:], labels[QUERIES:])

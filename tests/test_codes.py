@@ -31,7 +31,8 @@ from robret_lib.attacks.relaxed import (
 )
 from robret_lib.hamming import average_precisions, codes_of, hamming_distance
 from robret_lib.models import HashModel
-from tests.small_codes import BITS, QUERIES, benign_of, seeded, small_world
+from tests import small_retrieval
+from tests.small_codes import BITS, QUERIES, World, benign_of, free_world, seeded, small_world
 
 OWN = torch.tensor([[0.5, -0.2, 0.8, -0.9], [-0.4, 0.6, 0.1, 0.3]], dtype=torch.float64)
 ATTACKED = torch.tensor([[-0.9, -0.2, 0.1, 0.7], [0.2, 0.6, -0.5, 0.1]], dtype=torch.float64)
@@ -293,6 +294,105 @@ def test_without_classes_only_the_bits_are_measured(world):
     assert set(found.measured) == {"flipped"}
     with pytest.raises(ValueError, match="CenterCode needs classes"):
         attacks.run(CenterCode(), model, images, unlabeled, PGD(0.1, 0.02, 2))
+
+
+# --- what would be left ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_the_bound_is_what_the_best_code_of_an_attack_would_leave(world, name):
+    """Whatever the search: it is measured for the benign images, too."""
+    model, images, labels, gallery = world
+    code = ATTACKS[name].bound(benign_of(world))
+    expected = 100 * average_precisions(code, gallery.codes, labels, gallery.labels)
+    for search in (PGD(0.1, 0.02, 2), PGD(0.3, 0.1, 5, random_start=True), AutoPGD(0.1, 3)):
+        found = attacks.run(ATTACKS[name], model, images, gallery, search, labels=labels, generator=seeded())
+        assert torch.allclose(found.measured["bound"].double(), expected)
+        assert torch.equal(found.measured["bound"], found.benign["bound"])
+    assert found.measured["average_precision"].mean() > found.measured["bound"].mean()
+
+
+def test_the_bound_is_as_deep_as_the_measure_and_leaves_out_the_image_itself(world):
+    """Here the images are the gallery, of which each would be its own last answer."""
+    model, images, labels, _ = world
+    itself, own = Gallery.of(model, images, labels), torch.arange(QUERIES)
+    ranked, found = (-itself.codes, itself.codes, labels, labels), {}
+    for top_k in (5, None):
+        given = OwnCode(top_k=top_k), model, images, itself, PGD(0.1, 0.02, 2)
+        found[top_k] = attacks.run(*given, own=own).measured["bound"].double()
+        assert torch.allclose(found[top_k], 100 * average_precisions(*ranked, top_k, own=own))
+    assert not torch.allclose(found[5], found[None])
+    assert not torch.allclose(found[None], 100 * average_precisions(*ranked))
+
+
+def test_the_bound_is_that_of_the_images_of_a_batch(world):
+    model, images, labels, gallery = world
+    whole, parts = (
+        attacks.run(CenterCode(), model, images, gallery, PGD(0.1, 0.02, 1), labels=labels, batch_size=size)
+        for size in (QUERIES, 5)
+    )
+    assert torch.equal(whole.measured["bound"], parts.measured["bound"])
+
+
+@pytest.mark.parametrize("name", ["own", "CgA", "masked", "mainstay"])
+def test_with_every_bit_free_the_bound_is_reached(name):
+    """By a network whose outputs are the pixels: any code is that of an image."""
+    model, images, labels, gallery = free_world()
+    attack = ATTACKS[name]
+    found = attacks.run(attack, model, images, gallery, PGD(1.0, 0.1, 40), labels=labels)
+    codes = codes_of(models.embed(model, found.images))
+    assert torch.equal(codes, attack.bound(benign_of((model, images, labels, gallery))).to(codes))
+    assert torch.equal(found.measured["average_precision"], found.measured["bound"])
+    assert (found.measured["flipped"] == 100).all() == (name == "own")
+
+
+# --- which attack leaves less, on a network that has learned ----------------------------------------
+
+
+EPS = 0.06
+
+
+@pytest.fixture(scope="module")
+def trained_world() -> World:
+    """Ten classes that a network of 16 bits tells apart; a hundred queries."""
+    model = small_retrieval.hash_model()
+    asked, searched = small_retrieval.some_split(100, 30), small_retrieval.some_split(small_retrieval.SIZE, 10)
+    return model, asked.images, asked.labels, Gallery.of(model, searched.images, searched.labels)
+
+
+@pytest.fixture(scope="module")
+def left(trained_world):
+    """The result of each attack, by name."""
+    model, images, labels, gallery = trained_world
+    return {
+        name: attacks.run(attack, model, images, gallery, PGD(EPS, EPS / 5, 20), labels=labels, generator=seeded())
+        for name, attack in ATTACKS.items()
+    }
+
+
+def test_noise_of_the_same_size_changes_little(trained_world, left):
+    """An eighth of what the weakest attack does."""
+    model, images, labels, gallery = trained_world
+    noise = EPS * (2 * torch.rand(images.shape, generator=seeded()) - 1)
+    codes = codes_of(models.embed(model, (images + noise).clamp(0, 1)))
+    shaken = 100 * average_precisions(codes, gallery.codes, labels, gallery.labels).mean()
+    clean = left["own"].benign["average_precision"].mean()
+    assert clean > 70
+    assert 8 * abs(shaken - clean) < clean - max(found.measured["average_precision"].mean() for found in left.values())
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_leaves_less_than_there_was_and_no_less_than_its_bound(left, name):
+    precisions, bound = left[name].measured["average_precision"], left[name].measured["bound"]
+    assert precisions.mean() < left[name].benign["average_precision"].mean() / 2
+    assert (precisions >= bound - 1).all() and precisions.mean() > bound.mean()
+
+
+def test_labels_help_and_the_mean_loss_is_stronger_than_the_masked_one(left):
+    """Away from the center code is worse than away from the own one, by more than the error of the difference."""
+    for weaker in ("own", "HAG", "masked"):
+        apart = left[weaker].measured["average_precision"] - left["CgA"].measured["average_precision"]
+        assert apart.mean() > 2 * apart.std() / len(apart) ** 0.5, weaker
 
 
 # --- codes and their galleries ---------------------------------------------------------------------

@@ -109,6 +109,10 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def processes():
+    return forked_early()
+
+
+def forked_early():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["robret_lib.recipes"])
     return context
@@ -116,6 +120,10 @@ def processes():
 
 @pytest.fixture
 def trainings(monkeypatch):
+    return noted_trainings(monkeypatch)
+
+
+def noted_trainings(monkeypatch):
     """Grows by one with every training that really runs."""
     run, original = [], training.train
 
@@ -234,20 +242,20 @@ def test_other_training_data_has_another_name():
 
 @pytest.fixture
 def edited(monkeypatch):
-    """`recipes` as it is imported when one module has other words in it."""
+    return partial(imported_again, monkeypatch)
 
-    def imported(module, source):
-        original = inspect.getsource
-        assert source != original(module)
-        with monkeypatch.context() as patch:
-            patch.setattr(inspect, "getsource", lambda asked: source if asked is module else original(asked))
-            spec = importlib.util.spec_from_file_location("recipes_imported_again", kept.__file__)
-            again = importlib.util.module_from_spec(spec)
-            patch.setitem(sys.modules, spec.name, again)
-            spec.loader.exec_module(again)
-        return again
 
-    return imported
+def imported_again(monkeypatch, module, source):
+    """`recipes.kept` as it is imported when one module has other words in it."""
+    original = inspect.getsource
+    assert source != original(module)
+    with monkeypatch.context() as patch:
+        patch.setattr(inspect, "getsource", lambda asked: source if asked is module else original(asked))
+        spec = importlib.util.spec_from_file_location("recipes_imported_again", kept.__file__)
+        again = importlib.util.module_from_spec(spec)
+        patch.setitem(sys.modules, spec.name, again)
+        spec.loader.exec_module(again)
+    return again
 
 
 LONG = replace(RECIPE, generation=1)
@@ -482,7 +490,7 @@ def test_no_two_numbers_of_the_generation_are_the_same():
 
 
 def assert_of_the_generation(found, *key):
-    assert found == pytest.approx(WEIGHTS_OF_THE_GENERATION.get((GENERATION, *key)), rel=1e-6), (
+    assert found == pytest.approx(WEIGHTS_OF_THE_GENERATION.get((GENERATION, *key), NAN), rel=1e-6), (
         "full-scale models come out different now: raise GENERATION, so that they are trained again, and "
         f"store {(GENERATION + 1, *key)}: {found!r}"
     )
@@ -854,8 +862,11 @@ def test_a_training_that_came_back_or_never_collapsed_is_not_told_of_afterwards(
 
 @pytest.mark.slow
 def test_a_killed_recipe_goes_on_where_it_was(processes, tmp_path, cache):
+    assert_killed_and_resumed(Recipe("c2f2_half", embedding_dim=2, steps=260, pairs=8), processes, tmp_path, cache)
+
+
+def assert_killed_and_resumed(recipe, processes, tmp_path, cache):
     """Checkpoints come every 200 steps; killed after the first, it ends the same."""
-    recipe = Recipe("c2f2_half", embedding_dim=2, steps=260, pairs=8)
     process = processes.Process(target=train_up_to_the_first_checkpoint, args=(tmp_path, recipe))
     process.start()
     while not list(cache.glob("*.checkpoint")):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from robret_lib import attacks
-from robret_lib.attacks import PGD, Gallery
+from robret_lib.attacks import PGD, AutoPGD, Gallery
 from robret_lib.attacks.target_labels import draw_labels
 from robret_lib.attacks.targeted_codes import (
     TARGET_LOSSES,
@@ -18,7 +18,8 @@ from robret_lib.attacks.targeted_codes import (
     TowardsPrecision,
 )
 from robret_lib.hamming import average_precisions, codes_of
-from tests.small_codes import BITS, QUERIES, benign_of, seeded, small_world
+from tests import small_retrieval
+from tests.small_codes import BITS, QUERIES, benign_of, free_world, seeded, small_world
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +142,64 @@ def test_the_ranking_becomes_more_that_of_the_target(world, wanted, name):
     assert torch.allclose(found.benign["average_precision"].double(), 100 * before)
 
 
-@pytest.mark.parametrize("name", ["P2P", "DHTA", "SAAT", "symmetric", "prototype", "collision", "PTA"])
+ALL = ["P2P", "DHTA", "SAAT", "symmetric", "prototype", "collision", "PTA"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_bound_is_what_the_code_that_is_aimed_at_would_have(world, wanted, name):
+    """By the target labels; whatever the search, and for the benign images, too."""
+    model, images, labels, gallery = world
+    attack = targeted(wanted)[name]
+    for search in (PGD(0.1, 0.02, 2), AutoPGD(0.3, 3)):
+        found = attacks.run(attack, model, images, gallery, search, labels=labels, generator=seeded())
+        code = attack.bound(benign_of(world), found.targets)
+        expected = 100 * average_precisions(code, gallery.codes, wanted, gallery.labels)
+        assert torch.allclose(found.measured["bound"].double(), expected)
+        assert torch.equal(found.measured["bound"], found.benign["bound"])
+
+
+@pytest.mark.parametrize("name", ["P2P", "DHTA", "symmetric", "prototype", "collision"])
+def test_with_every_bit_free_the_bound_is_reached(name):
+    """By a network whose outputs are the pixels: any code is that of an image."""
+    model, images, labels, gallery = free_world()
+    aimed = draw_labels(labels, gallery.labels, seeded())
+    found = attacks.run(targeted(aimed)[name], model, images, gallery, PGD(1.0, 0.1, 40), labels=labels)
+    codes = targeted(aimed)[name].bound(benign_of((model, images, labels, gallery)), found.targets)
+    assert torch.equal(codes_of(model(found.images)), codes.to(torch.int8))
+    assert torch.equal(found.measured["average_precision"], found.measured["bound"])
+
+
+@pytest.fixture(scope="module")
+def reached():
+    """What attacks on a network that has learned reach, by name: a hundred queries in ten classes."""
+    model = small_retrieval.hash_model()
+    asked, searched = small_retrieval.some_split(100, 30), small_retrieval.some_split(small_retrieval.SIZE, 10)
+    gallery = Gallery.of(model, searched.images, searched.labels)
+    family = targeted(draw_labels(asked.labels, gallery.labels, seeded()))
+    given = model, asked.images, gallery, PGD(0.06, 0.012, 20)
+    return {
+        name: attacks.run(family[name], *given, labels=asked.labels, generator=seeded())
+        for name in ("P2P", "DHTA", "SAAT", "symmetric", "PTA")
+    }
+
+
+@pytest.mark.parametrize("name", ["P2P", "DHTA", "SAAT", "symmetric", "PTA"])
+def test_an_attack_reaches_more_than_there_was_and_no_more_than_its_bound(reached, name):
+    found = reached[name].measured["average_precision"]
+    assert found.mean() > reached[name].benign["average_precision"].mean() + 10
+    assert (found <= reached[name].measured["bound"] + 1).all() or name == "P2P"
+    assert found.mean() < reached[name].measured["bound"].mean()
+
+
+def test_many_items_are_a_better_target_than_one_and_the_center_of_all_than_nine(reached):
+    """By more than the error of the difference."""
+    for weaker, stronger in (("P2P", "DHTA"), ("DHTA", "symmetric")):
+        apart = reached[stronger].measured["average_precision"] - reached[weaker].measured["average_precision"]
+        assert apart.mean() > apart.std() / len(apart) ** 0.5
+        assert reached[stronger].measured["bound"].mean() > reached[weaker].measured["bound"].mean()
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_batches_do_not_matter(world, wanted, name):
     model, images, labels, gallery = world
     runs = [

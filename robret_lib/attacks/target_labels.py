@@ -59,7 +59,7 @@ def kept_labels(path: Path, labels: Tensor, gallery_labels: Tensor, seed: int = 
         return drawn
     wanted = _read(path)
     if gallery_labels.ndim == 1:
-        wanted = wanted.argmax(1)
+        wanted = _numbers(path, wanted)
     wanted = wanted.to(gallery_labels)
     _check(path, wanted, labels, gallery_labels)
     return wanted
@@ -80,11 +80,18 @@ def _read(path: Path) -> Tensor:
         raise ValueError(f"{path} is no list of target labels: expected lines of zeros and ones ({error})") from error
 
 
+def _numbers(path: Path, rows: Tensor) -> Tensor:
+    """The classes ``[B]`` of rows ``[B, C]`` with a single one each."""
+    if not (rows.sum(1) == 1).all():
+        raise ValueError(f"{path} has targets of no class or several, the gallery one class an image: another gallery?")
+    return rows.argmax(1)
+
+
 def _check(path: Path, wanted: Tensor, labels: Tensor, gallery_labels: Tensor) -> None:
     if wanted.shape[1:] != labels.shape[1:] or len(wanted) != len(labels):
         raise ValueError(f"{path} has target labels {tuple(wanted.shape)}, the queries {tuple(labels.shape)}")
     if relevance(wanted, labels.to(wanted.device)).diagonal().any():
         raise ValueError(f"{path} has targets that share a label with their query: the list of other queries?")
-    same = wanted[:, None] == gallery_labels
-    if not (same if same.ndim == 2 else same.all(2)).any(1).all():
+    numbers = torch.cat([gallery_labels, wanted]).unique(dim=0, return_inverse=True)[1]  # equal where labels are
+    if not torch.isin(numbers[len(gallery_labels) :], numbers[: len(gallery_labels)]).all():
         raise ValueError(f"{path} has target labels that no gallery item has: the list of another gallery?")

@@ -56,8 +56,9 @@ class _Targeted(OnCodes):
         if len(self.wanted) != len(benign):
             raise ValueError(f"{len(self.wanted)} target labels of {len(benign)} images: expected one each")
         wanted, labels = same_kind(self.wanted.to(benign.gallery.labels.device), benign.gallery.labels)
-        same = wanted[:, None] == labels
-        same = same if same.ndim == 2 else same.all(2)
+        # to compare all with all label by label would take B x N x C bytes
+        numbers = torch.cat([wanted, labels]).unique(dim=0, return_inverse=True)[1]
+        same = numbers[: len(wanted), None] == numbers[len(wanted) :]
         if not same.any(1).all():
             raise ValueError(f"{int((~same.any(1)).sum())} of the target label vectors are those of no gallery item")
         return same

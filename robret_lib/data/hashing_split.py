@@ -6,6 +6,7 @@ from torch import Tensor
 from robret_lib.data.errors import DataError
 from robret_lib.data.mixed import mixed
 from robret_lib.data.retrieval_data import Protocol, RetrievalData, Split
+from robret_lib.fields import check_count
 
 
 def hashing_split(
@@ -23,13 +24,20 @@ def hashing_split(
         searched: of each class, how many images of train are the gallery, at least ``trained``; None is all.
 
     Raises:
-        DataError: if a class has not so many, or fewer are searched than trained.
+        DataError: if a class has not so many, fewer are searched than trained, or images have several labels.
+        ValueError: if a number is none of at least 1.
     """
+    if dataset.train.labels.ndim != 1:
+        shape = tuple(dataset.train.labels.shape)
+        raise DataError(f"{dataset.name}: labels of shape {shape}: expected one class an image")
+    for name, count in (("trained", trained), ("queries", queries), ("searched", searched or trained)):
+        check_count(name, count)
     if searched is not None and searched < trained:
         raise DataError(f"searched={searched}, trained={trained} of a class: expected at least as many searched")
-    train = _first_of_each(dataset.train, trained, "train")
-    gallery = dataset.train if searched is None else _first_of_each(dataset.train, searched, "train")
-    query = _first_of_each(dataset.query, queries, "query")
+    classes = len(dataset.class_names)
+    train = _first_of_each(dataset.train, classes, trained, "train")
+    gallery = dataset.train if searched is None else _first_of_each(dataset.train, classes, searched, "train")
+    query = _first_of_each(dataset.query, classes, queries, "query")
     protocol = Protocol(
         name="hashing split",
         description=(
@@ -42,8 +50,8 @@ def hashing_split(
     return mixed(RetrievalData(dataset.name, train, query, gallery, dataset.class_names, protocol))
 
 
-def _first_of_each(split: Split, count: int, role: str) -> Split:
-    chosen = [_first(split.labels, label, count, role) for label in split.labels.unique().tolist()]
+def _first_of_each(split: Split, classes: int, count: int, role: str) -> Split:
+    chosen = [_first(split.labels, label, count, role) for label in range(classes)]
     positions = torch.cat(chosen).sort().values
     return Split(split.images[positions], split.labels[positions])
 

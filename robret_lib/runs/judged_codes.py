@@ -5,16 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robret_lib.runs.comparison import results
+from robret_lib.runs.comparison import results, with_error
 from robret_lib.runs.records import ResultError
 
 JUDGE = "judge_hashing"
 
-OF_ATTACKS = {
-    *("attacked", "eps", "most_steps", "effort", "n_queries", "top_k"),
-    *("prototype_steps", "generator_steps", "reconstruction"),
+LOOKED_AT = {
+    "without target": ("eps", "most_steps", "n_queries", "top_k"),
+    "with target": ("eps", "most_steps", "n_queries", "top_k", "prototype_steps"),
+    "generated": ("eps", "n_queries", "top_k", "prototype_steps", "generator_steps", "reconstruction"),
+    "robust": ("effort", "n_queries", "top_k"),
 }
-"""Parameters that decide no weight."""
+"""Parameters of each family of attacks; none of them decides a weight."""
+
+SHARED = ("eps", "top_k")
+"""Those in which the attacks of one table must agree; of the others its rows tell."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +31,9 @@ class JudgedCodes:
         bits: Of its codes.
         metrics: Of all its runs, by name.
         details: Of its runs, merged.
-        parameters: Of its attacks; empty where there were none.
+        parameters: Of its attacks, those that they look at; empty where there were none.
         protocol: In words, of its attacks where there were some.
+        asked: Of each attack, what tells its queries from others.
     """
 
     label: str
@@ -36,6 +42,35 @@ class JudgedCodes:
     details: dict[str, Any]
     parameters: dict[str, Any]
     protocol: str
+    asked: dict[str, str]
+
+    @property
+    def searched(self) -> str:
+        """The protocol of the rankings, without what it says of attacks."""
+        return self.protocol.partition(" Under attack")[0]
+
+    def less(self, one: str, other: str) -> str:
+        """What one attack leaves less what another leaves, as "-3.2 ± 0.4": the mean over queries with its error.
+
+        Each query is compared with itself.
+
+        Args:
+            one, other: Names of attacks, as "CgA" and "CgA, AutoPGD, alpha one".
+
+        Raises:
+            ResultError: One of them has not been run, or they attacked other queries.
+        """
+        mine, its = map(self._of_query, (one, other))
+        if self.asked[one] != self.asked[other] or len(mine) != len(its):
+            raise ResultError(f"{self.label!r}: {one!r} and {other!r} attacked other queries: judge one anew")
+        return with_error((a - b for a, b in zip(mine, its, strict=True)), signed=True)
+
+    def _of_query(self, attack: str) -> list[float]:
+        of_query = self.details["of_query"]
+        if attack not in of_query:
+            run = ", ".join(map(repr, of_query)) or "none"
+            raise ResultError(f"{self.label!r} has no attack {attack!r}: expected one of those that were run, {run}")
+        return of_query[attack]
 
     def told(self, metric: str, error: bool = True) -> str:
         """A metric with its standard error, or "not run"."""
@@ -60,7 +95,8 @@ def judged_codes(
         settings: Parameters of the judge that a run must have, such as ``seed=0``.
 
     Raises:
-        ResultError: Two runs of one network say different things of one metric.
+        ResultError: Two runs of one network have different recipes or protocols or attack by other radii or depths, or
+            say different things of one metric.
     """
     found: dict[tuple[str, int], JudgedCodes] = {}
     for record in results(JUDGE, folder, scale):
@@ -84,7 +120,12 @@ def codes_side_by_side(networks: Sequence[JudgedCodes], metrics: Sequence[str], 
         networks: In their order.
         metrics: Names of metrics.
         heads: Of the columns, as many.
+
+    Raises:
+        ResultError: Networks of different protocols, whose numbers do not compare.
     """
+    for network in networks[1:]:
+        _check_searched(networks[0], network, f"{networks[0].label!r} and {network.label!r}")
     lines = [f"| method | bits | {' | '.join(heads)} |", "| --- | ---: |" + " ---: |" * len(heads)]
     for network in networks:
         cells = (network.told(metric, error=False) for metric in metrics)
@@ -104,24 +145,46 @@ def attacks_side_by_side(network: JudgedCodes, attacks: Sequence[str]) -> str:
 
 
 def _first(record: dict[str, Any]) -> JudgedCodes:
-    given = record["parameters"]
-    attacked = {} if given["attacked"] == "none" else {name: given[name] for name in OF_ATTACKS}
-    return JudgedCodes(
-        given["label"], given["bits"], record["metrics"], record["details"], attacked, record["protocol"]
-    )
+    given, details = record["parameters"], record["details"]
+    families = () if given["attacked"] == "none" else given["attacked"]
+    attacked = {name: given[name] for family in families for name in LOOKED_AT[family]}
+    asked = dict.fromkeys(details["of_query"], details["asked"])
+    return JudgedCodes(given["label"], given["bits"], record["metrics"], details, attacked, record["protocol"], asked)
 
 
 def _joined(network: JudgedCodes, record: dict[str, Any]) -> JudgedCodes:
     other = _first(record)
+    _check_alike(network, other)
+    details = network.details | other.details
+    details |= {part: network.details[part] | other.details[part] for part in ("steps", "of_query")}
+    return JudgedCodes(
+        network.label,
+        network.bits,
+        network.metrics | other.metrics,
+        details,
+        network.parameters | other.parameters,
+        (other if other.parameters else network).protocol,
+        network.asked | other.asked,
+    )
+
+
+def _check_alike(network: JudgedCodes, other: JudgedCodes) -> None:
+    """Raise a ResultError unless two runs can be one network's."""
+    both = f"two runs of {network.label!r} with {network.bits} bits"
     if network.details["recipe"] != other.details["recipe"]:
-        raise ResultError(f"two runs of {network.label!r} with {network.bits} bits have different recipes: delete one")
+        raise ResultError(f"{both} have different recipes: delete one")
+    _check_searched(network, other, both)
+    for name in network.parameters.keys() & other.parameters.keys() & set(SHARED):
+        mine, its = (each.parameters[name] for each in (network, other))
+        if mine != its:
+            raise ResultError(f"{both} attack with {name} {mine} and {its}: delete one")
     for name in network.metrics.keys() & other.metrics.keys():
         mine, its = (each.metrics[name]["value"] for each in (network, other))
         if abs(mine - its) > 1e-6:
-            raise ResultError(f"two runs of {network.label!r} with {network.bits} bits: {name} is {mine} and {its}")
-    details = network.details | other.details
-    details |= {part: network.details[part] | other.details[part] for part in ("steps", "of_query")}
-    attacked = other if other.parameters else network
-    return JudgedCodes(
-        network.label, network.bits, network.metrics | other.metrics, details, attacked.parameters, attacked.protocol
-    )
+            raise ResultError(f"{both}: {name} is {mine} and {its}")
+
+
+def _check_searched(one: JudgedCodes, other: JudgedCodes, both: str) -> None:
+    """Raise a ResultError unless the rankings of two networks have one protocol."""
+    if one.searched != other.searched:
+        raise ResultError(f"{both} have different protocols: {one.searched!r} and {other.searched!r}")
