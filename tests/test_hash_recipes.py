@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import sys
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from robret_lib import data as data_package
 from robret_lib import hamming, hashing, models, recipes, training
 from robret_lib.data import Protocol, RetrievalData, Split, multi_hot
 from robret_lib.defenses import collapse
-from robret_lib.hashing import batch, center_code, continuation, dpsh, known_codes, objective, prototype
+from robret_lib.hashing import batch, continuation, dpsh, known_codes, objective, prototype
 from robret_lib.models import HashModel, embed
 from robret_lib.recipes import HashRecipe, for_codes, hash_objective, hash_recipe, kept, trained
 from robret_lib.recipes.hash_objective import PARTS, PARTS_OF_ALL, of_hashing
@@ -233,7 +234,10 @@ def test_other_code_of_training_renames_quick_networks(module, edited):
     assert again._key(LONG, data) == kept._key(LONG, data)
 
 
-@pytest.mark.parametrize("module", [hamming, center_code, prototype, collapse])
+CENTER_CODE = sys.modules["robret_lib.hashing.center_code"]  # the package has a function of this name
+
+
+@pytest.mark.parametrize("module", [hamming, CENTER_CODE, prototype, collapse])
 def test_code_that_decides_no_weight_renames_no_network(module, edited):
     again, data = edited(module, inspect.getsource(module) + "\nlast = 1\n"), some_data()
     assert all(again._key(of_method(name), data) == kept._key(of_method(name), data) for name in METHODS)
@@ -248,12 +252,24 @@ def test_other_words_rename_no_network(module, edited):
 def test_every_module_of_hashing_is_part_of_a_method_or_of_all():
     """But for codes at the center of labels, in closed form and by a network: attacks make them of a trained one."""
     folder = Path(batch.__file__).parent
-    parts = {part.__name__.rpartition(".")[2] for part in (*PARTS_OF_ALL, *PARTS.values())}
+    names = {part.__name__ for part in (*PARTS_OF_ALL, *PARTS.values())} - {"robret_lib.data.labels"}
+    parts = {name.removeprefix("robret_lib.hashing.") for name in names}
     assert parts == {path.stem for path in folder.glob("*.py")} - {"__init__", "center_code", "prototype"}
     assert set(PARTS) == set(hash_objective.LOSSES) == set(METHODS)
     for method in METHODS:
         loss = of_hashing(of_method(method), some_data()).loss
         assert type(loss).__module__ == PARTS[method].__name__, method
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_another_default_type_changes_nothing(method):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = trained(replace(of_method(method), steps=2), some_data(), CPU).model
+    finally:
+        torch.set_default_dtype(before)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
 
 def test_networks_that_took_hours_keep_their_names():

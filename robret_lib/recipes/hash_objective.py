@@ -8,6 +8,7 @@ from torch import nn
 
 from robret_lib import hamming, hashing, models
 from robret_lib.data import RetrievalData, multi_hot
+from robret_lib.data import labels as data_labels
 from robret_lib.defenses import collapse
 from robret_lib.hashing import (
     batch,
@@ -71,7 +72,7 @@ PARTS: dict[HashingName, ModuleType] = {
     "dpn": dpn,
     "orthohash": orthohash,
 }
-PARTS_OF_ALL = batch, centers, continuation, known_codes, objective, swd
+PARTS_OF_ALL = batch, centers, continuation, data_labels, known_codes, objective, swd
 """The code that decides the weights besides."""
 
 

@@ -173,7 +173,8 @@ def _minimize(
     if original is not None:
         model.load_state_dict(original.state_dict())
     if isinstance(recipe, HashRecipe):
-        objective, schedule = of_hashing(recipe, data), recipe.schedule
+        with _float32():
+            objective, schedule = of_hashing(recipe, data), recipe.schedule
     else:
         objective, schedule = _plan(recipe, original)
     return training.train(

@@ -56,7 +56,7 @@ def without_target(
             RelevantCodes("rising", top_k, known), replace(Descent.sdha(min(1500, most_steps)), eps=eps)
         ),
         "CgA": AttackOnCodes(CenterCode("rising", top_k, masked=True, known=known), short),
-        "CgA, mean": AttackOnCodes(CenterCode("rising", top_k, known=known), replace(short, random_start=True)),
+        "CgA, mean": AttackOnCodes(CenterCode(top_k=top_k, known=known), short),
         "SAAT": AttackOnCodes(
             CenterCode("rising", top_k, weights="cosine", masked=True, known=known), replace(short, random_start=True)
         ),
