@@ -173,12 +173,13 @@ class CenterCode(_Away):
     """Away from the center of what shares a label: CgA of CgAT (WWW 2023), and SAAT's mainstay attack (TIFS 2023).
 
     The center code c of an image's own labels (`hashing.center_code`) is near all codes that share a label, and far
-    from the others; its negative is the worst code there is. With ``s_k = h~_k c_k`` it minimizes ``mean_k s_k``, or,
-    masked, the mean of ``(s_k + 2) s_k`` over the bits with ``s_k > -1/2``, which leaves alone what is flipped.
+    from the others; its negative is the worst code by mean distances. With ``s_k = h~_k c_k`` it minimizes
+    ``mean_k s_k``, or, masked, the mean of ``(s_k + 2) s_k`` over the bits with ``s_k > -1/2``, which leaves alone
+    what is flipped. That says nothing of bits that have flipped, so it is followed, and images are judged by the other.
 
     Args:
         weights, balanced: Of the center code. "cosine" is the mainstay code.
-        masked: See above; published so, and weaker in our tables.
+        masked: See above; published so.
         known: Items with their labels, the training set in the published code; None is the gallery.
     """
 
@@ -189,8 +190,8 @@ class CenterCode(_Away):
 
     def plan(self, benign: Benign, targets: None) -> Plan:
         center = -self.bound(benign).to(benign.embeddings)
-        losses = masked_losses if self.masked else mean_losses
-        return self.away(benign, lambda codes: losses(codes * center))
+        followed = (lambda codes: masked_losses(codes * center)) if self.masked else None
+        return self.away(benign, lambda codes: mean_losses(codes * center), followed)
 
     def bound(self, benign: Benign) -> Tensor:
         """The negative of the center code."""

@@ -69,13 +69,14 @@ class _Targeted(OnCodes):
 
     def plan(self, benign: Benign, targets: Tensor) -> Plan:
         codes = self.bound(benign, targets).to(benign.embeddings)
-        losses = TARGET_LOSSES[self.loss]
-        return self.towards(benign, targets, lambda relaxed: losses(relaxed * codes))
+        judged, followed = TARGET_LOSSES["mean"], TARGET_LOSSES[self.loss]
+        return self.towards(benign, targets, lambda u: judged(u * codes), lambda u: followed(u * codes))
 
-    def towards(self, benign: Benign, targets: Tensor, loss: CodeLoss) -> Plan:
+    def towards(self, benign: Benign, targets: Tensor, loss: CodeLoss, followed: CodeLoss | None = None) -> Plan:
         """The plan of a loss of relaxed codes, with the target labels for a search that makes images for them."""
         labels = self.labels(benign, targets)
-        return self.planned(benign, labels, self.bound(benign, targets), loss)._replace(labels=labels)
+        plan = self.planned(benign, labels, self.bound(benign, targets), loss, followed)
+        return plan._replace(labels=labels)
 
     def labels(self, benign: Benign, targets: Tensor) -> Tensor:
         """The target labels in the dtype of the gallery's, beside the embeddings."""
@@ -94,6 +95,7 @@ def _symmetric(agreement: Tensor) -> Tensor:
 
 
 TARGET_LOSSES = {"mean": lambda agreement: -mean_losses(agreement), "published": _published, "symmetric": _symmetric}
+"""What is followed. The latter two say nothing of bits that agree, so that images are judged by the mean."""
 
 
 @dataclass(frozen=True)
