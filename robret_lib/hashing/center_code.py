@@ -24,7 +24,7 @@ def center_code(
     """The center code of each image, float in {-1, +1} ``[B, bits]``: the signs of `center_votes`, a draw being +1.
 
     It minimizes the weighted Hamming distances to the codes that share a label, less those to the others, since each
-    bit adds to them alone (Wang et al., WWW 2023). Its negative maximizes them: the worst code an attack can reach.
+    bit adds to them alone (Wang et al., WWW 2023). Its negative maximizes them: by this measure, the worst code.
     Arguments and errors as there.
     """
     return codes_of(center_votes(labels, train_codes, train_labels, weights, balanced)).to(torch.float32)
