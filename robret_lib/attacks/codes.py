@@ -17,8 +17,8 @@ from robret_lib.attacks.gallery import Gallery
 from robret_lib.attacks.relaxed import (
     CodeLoss,
     OnCodes,
-    check_hash_gallery,
     drawn_items,
+    known_items,
     masked_losses,
     mean_losses,
     own_classes,
@@ -41,9 +41,9 @@ class _Away(OnCodes):
         """The code int8 ``[B, bits]`` it would choose."""
         return -codes_of(benign.embeddings)
 
-    def away(self, benign: Benign, loss: CodeLoss, followed: CodeLoss | None = None) -> Plan:
+    def away(self, benign: Benign, bound: Tensor, loss: CodeLoss, followed: CodeLoss | None = None) -> Plan:
         """The plan of a loss of relaxed codes; see `OnCodes.planned`."""
-        return self.planned(benign, own_classes(benign), self.bound(benign), loss, followed)
+        return self.planned(benign, own_classes(benign), bound, loss, followed)
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,9 @@ class OwnCode(_Away):
     """
 
     def plan(self, benign: Benign, targets: None) -> Plan:
-        own = codes_of(benign.embeddings).to(benign.embeddings)
-        return self.away(benign, lambda codes: (codes * own).mean(1))
+        away = self.bound(benign)
+        own = -away.to(benign.embeddings)
+        return self.away(benign, away, lambda codes: mean_losses(codes * own))
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class HammingAdversary(_Away):
 
     def plan(self, benign: Benign, targets: None) -> Plan:
         own = torch.tanh(benign.embeddings)
-        return self.away(benign, lambda codes: self.losses(codes, own))
+        return self.away(benign, self.bound(benign), lambda codes: self.losses(codes, own))
 
     def losses(self, codes: Tensor, own: Tensor) -> Tensor:
         """``[B]`` of relaxed codes ``[B, bits]``, attacked and benign."""
@@ -109,8 +110,7 @@ class RelevantCodes(_Away):
 
     def plan(self, benign: Benign, targets: None) -> Plan:
         need_classes(self, benign)
-        known = _known(self.known, benign)
-        relevant = relevance(benign.labels, known.labels.to(benign.labels.device)).to(benign.embeddings)
+        known, relevant = self._relevant(benign)
         items = known.codes.to(benign.embeddings)
         own = codes_of(benign.embeddings).to(items)
         alone = relevant.sum(1) == 0
@@ -120,14 +120,21 @@ class RelevantCodes(_Away):
             far_from_own = [mean_distances(*pair, codes.new_ones(1, 1), weights) for pair in _pairs(codes, own)]
             return -25 / codes.shape[1] * torch.where(alone, torch.cat(far_from_own), far)
 
-        return self.away(benign, loss, lambda codes: loss(codes, near_first))
+        return self.away(benign, self._away_from(known, relevant, own), loss, lambda codes: loss(codes, near_first))
 
     def bound(self, benign: Benign) -> Tensor:
         """Away from the majority of the relevant codes, bit by bit."""
-        known = _known(self.known, benign)
-        relevant = relevance(benign.labels, known.labels.to(benign.labels.device)).to(benign.embeddings)
+        return self._away_from(*self._relevant(benign), codes_of(benign.embeddings))
+
+    def _relevant(self, benign: Benign) -> tuple[Gallery, Tensor]:
+        known = known_items(self.known, benign)
+        shared = relevance(benign.labels, known.labels.to(benign.labels.device))
+        return known, shared.to(benign.embeddings)
+
+    @staticmethod
+    def _away_from(known: Gallery, relevant: Tensor, own: Tensor) -> Tensor:
         away = -codes_of(relevant @ known.codes.to(relevant))
-        return torch.where(relevant.any(1, keepdim=True), away, super().bound(benign))
+        return torch.where(relevant.any(1, keepdim=True), away, -codes_of(own))
 
 
 def _pairs(codes: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -189,14 +196,15 @@ class CenterCode(_Away):
     known: Gallery | None = None
 
     def plan(self, benign: Benign, targets: None) -> Plan:
-        center = -self.bound(benign).to(benign.embeddings)
+        away = self.bound(benign)
+        center = -away.to(benign.embeddings)
         followed = (lambda codes: masked_losses(codes * center)) if self.masked else None
-        return self.away(benign, lambda codes: mean_losses(codes * center), followed)
+        return self.away(benign, away, lambda codes: mean_losses(codes * center), followed)
 
     def bound(self, benign: Benign) -> Tensor:
         """The negative of the center code."""
         need_classes(self, benign)
-        known = _known(self.known, benign)
+        known = known_items(self.known, benign)
         return -codes_of(center_code(benign.labels, known.codes, known.labels, self.weights, self.balanced))
 
 
@@ -232,16 +240,10 @@ class Precision(_Away):
 
     def plan(self, benign: Benign, targets: Tensor) -> Plan:
         relevant, others = benign.gallery.items[targets].split([self.items, self.others], dim=1)
-        return self.away(benign, lambda codes: smooth_precisions(codes, relevant, others, self.temperature))
+        return self.away(
+            benign, self.bound(benign), lambda codes: smooth_precisions(codes, relevant, others, self.temperature)
+        )
 
     def bound(self, benign: Benign) -> Tensor:
         """The negative of the center code, for want of the worst code there is."""
         return CenterCode().bound(benign)
-
-
-def _known(known: Gallery | None, benign: Benign) -> Gallery:
-    known = benign.gallery if known is None else known
-    check_hash_gallery(known)
-    if known.labels is None:
-        raise ValueError("known items without labels: give labels to Gallery.of")
-    return known

@@ -150,3 +150,16 @@ def check_hash_gallery(gallery: Gallery) -> None:
     """Raise a ValueError unless it is one of hash codes."""
     if gallery.distance != "H":
         raise ValueError(f"a gallery with distance {gallery.distance!r}: expected one of a models.HashModel")
+
+
+def known_items(known: Gallery | None, benign: Benign) -> Gallery:
+    """The items with labels that an attack knows; None is the gallery.
+
+    Raises:
+        ValueError: They are no hash codes, or have no labels.
+    """
+    known = benign.gallery if known is None else known
+    check_hash_gallery(known)
+    if known.labels is None:
+        raise ValueError("known items without labels: give labels to Gallery.of")
+    return known

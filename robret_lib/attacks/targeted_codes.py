@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robret_lib.attacks.attack import Benign, Plan
 from robret_lib.attacks.gallery import Gallery
-from robret_lib.attacks.relaxed import CodeLoss, OnCodes, drawn_items, mean_losses, smooth_precisions
+from robret_lib.attacks.relaxed import CodeLoss, OnCodes, drawn_items, known_items, mean_losses, smooth_precisions
 from robret_lib.data import relevance, same_kind
 from robret_lib.fields import check_count, check_number
 from robret_lib.hamming import codes_of
@@ -68,14 +68,17 @@ class _Targeted(OnCodes):
         return benign.gallery.codes[targets[:, 0]]
 
     def plan(self, benign: Benign, targets: Tensor) -> Plan:
-        codes = self.bound(benign, targets).to(benign.embeddings)
+        bound = self.bound(benign, targets)
+        codes = bound.to(benign.embeddings)
         judged, followed = TARGET_LOSSES["mean"], TARGET_LOSSES[self.loss]
-        return self.towards(benign, targets, lambda u: judged(u * codes), lambda u: followed(u * codes))
+        return self.towards(benign, targets, bound, lambda u: judged(u * codes), lambda u: followed(u * codes))
 
-    def towards(self, benign: Benign, targets: Tensor, loss: CodeLoss, followed: CodeLoss | None = None) -> Plan:
+    def towards(
+        self, benign: Benign, targets: Tensor, bound: Tensor, loss: CodeLoss, followed: CodeLoss | None = None
+    ) -> Plan:
         """The plan of a loss of relaxed codes, with the target labels for a search that makes images for them."""
         labels = self.labels(benign, targets)
-        plan = self.planned(benign, labels, self.bound(benign, targets), loss, followed)
+        plan = self.planned(benign, labels, bound, loss, followed)
         return plan._replace(labels=labels)
 
     def labels(self, benign: Benign, targets: Tensor) -> Tensor:
@@ -144,7 +147,7 @@ class TowardsCenter(_Targeted):
 
     def bound(self, benign: Benign, targets: Tensor) -> Tensor:
         """The center code of the target labels."""
-        known = benign.gallery if self.known is None else self.known
+        known = known_items(self.known, benign)
         labels = self.labels(benign, targets)
         return codes_of(center_code(labels, known.codes, known.labels, self.weights, self.balanced))
 
@@ -179,8 +182,9 @@ class TowardsPrecision(_Targeted):
 
     def plan(self, benign: Benign, targets: Tensor) -> Plan:
         relevant, others = benign.gallery.items[targets[:, 1:]].split([self.items, self.others], dim=1)
+        bound = self.bound(benign, targets)
         return self.towards(
-            benign, targets, lambda codes: -smooth_precisions(codes, relevant, others, self.temperature)
+            benign, targets, bound, lambda codes: -smooth_precisions(codes, relevant, others, self.temperature)
         )
 
     def bound(self, benign: Benign, targets: Tensor) -> Tensor:
@@ -227,7 +231,7 @@ class Collision(_Targeted):
         def loss(codes: Tensor) -> Tensor:
             return (self.margin - codes * target).clamp(min=0).sum(1)
 
-        plan = self.towards(benign, targets, loss)
+        plan = self.towards(benign, targets, target, loss)
 
         def measures(outputs: Tensor) -> dict[str, Tensor]:
             equal = (codes_of(outputs) == target).all(1)
