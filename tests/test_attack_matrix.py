@@ -24,7 +24,8 @@ from robret_lib.attacks import (
     neighbors,
     ranking,
 )
-from robret_lib.attacks.codes import CenterCode, HammingAdversary, OwnCode, Precision, RelevantCodes
+from robret_lib.attacks.codes import CenterCode, HammingAdversary, OwnCode, Precision
+from robret_lib.attacks.relevant_codes import RelevantCodes, TowardsRelevantCodes
 from robret_lib.attacks.search.descent import Descent
 from robret_lib.attacks.target_labels import draw_labels
 from robret_lib.attacks.targeted_codes import Collision, PointToSet, TowardsCenter, TowardsPrecision
@@ -195,6 +196,7 @@ def hash_attacks(labels, gallery_labels):
         "CgA": CenterCode(),
         "SAAT": CenterCode("rising", weights="cosine", masked=True),
         "precision": Precision("relative", items=20, others=60),
+        "SDHA, targeted": TowardsRelevantCodes(wanted=wanted),
         "P2P": PointToSet("rising", wanted=wanted, items=1),
         "DHTA": PointToSet(wanted=wanted),
         "SAAT, targeted": TowardsCenter(wanted=wanted),
@@ -204,7 +206,7 @@ def hash_attacks(labels, gallery_labels):
 
 
 HASH_ATTACKS = list(hash_attacks(torch.tensor([0]), torch.arange(10)))
-WITH_TARGET = {"P2P", "DHTA", "SAAT, targeted", "PTA", "collision"}
+WITH_TARGET = {"SDHA, targeted", "P2P", "DHTA", "SAAT, targeted", "PTA", "collision"}
 
 
 def precision_by(name, hashed, device, images, labels, search, norm, own):

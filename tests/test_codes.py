@@ -14,11 +14,6 @@ from robret_lib.attacks.codes import (
     HammingAdversary,
     OwnCode,
     Precision,
-    RelevantCodes,
-    even,
-    mean_distances,
-    near_first,
-    surrogate_distances,
 )
 from robret_lib.attacks.relaxed import (
     ALPHAS,
@@ -29,6 +24,7 @@ from robret_lib.attacks.relaxed import (
     size_of,
     smooth_precisions,
 )
+from robret_lib.attacks.relevant_codes import RelevantCodes
 from robret_lib.hamming import average_precisions, codes_of, hamming_distance
 from robret_lib.models import HashModel
 from tests import small_retrieval
@@ -57,13 +53,6 @@ def world():
 
 def test_hag_has_the_worked_loss():
     assert HammingAdversary().losses(ATTACKED, OWN).mean().item() == pytest.approx(1.196097222, abs=1e-9)
-
-
-def test_sdha_has_the_worked_distances():
-    items = torch.tensor([[1, -1, 1, -1], [1, 1, -1, 1]], dtype=torch.float64)
-    for relevant, expected in (([1, 0], 3.214066 * 0.707107), ([0, 1], 2.896896 * 0.577350), ([1, 1], 1.972606)):
-        found = mean_distances(ATTACKED[:1], items, torch.tensor([relevant], dtype=torch.float64), near_first)
-        assert found.item() == pytest.approx(expected, abs=2e-6)
 
 
 def test_the_losses_of_the_center_code_are_the_worked_ones():
@@ -98,48 +87,6 @@ def test_seven_steps_never_reach_alpha_one():
 
 
 # --- losses and bounds ----------------------------------------------------------------------------
-
-
-def test_sdha_is_the_slow_loop(world):
-    benign = benign_of(world)
-    outputs = torch.randn(QUERIES, BITS, generator=seeded(5))
-    codes = torch.tanh(outputs)
-    followed = RelevantCodes().plan(benign, None).at(1.0)(outputs)
-    for loss, code, labels in zip(followed, codes, benign.labels, strict=True):
-        terms = []
-        for item, theirs in zip(benign.gallery.codes.float(), benign.gallery.labels, strict=True):
-            if (labels * theirs).sum() > 0:
-                near = torch.sigmoid(5 * code * item)
-                distance = (0.5 * (code - item).abs() * near).sum() + (1 - near).sum()
-                differing = (BITS - code.sign() @ item) / 2
-                terms.append((differing + 1e-8) ** -0.5 * distance)
-        assert loss.item() == pytest.approx(-25 / BITS * torch.stack(terms).mean().item(), rel=1e-4)
-
-
-def test_of_sdha_the_best_image_is_not_the_one_that_keeps_its_code():
-    """Its weights are 10,000 at a distance of 0, and at most 1 elsewhere, so that what they say is best is to stay."""
-    own = torch.tensor([[1.0, 1, 1, 1]])
-    gallery = Gallery(own.repeat(5, 1), "H", torch.zeros(5, dtype=torch.int64))
-    plan = RelevantCodes().plan(Benign(gallery, own, labels=torch.tensor([0])), None)
-    outputs = torch.tensor([[3.0, 3, 3, 3], [-3, 3, 3, 3], [-3, -3, -3, -3]])
-    stays, moves, flees = (plan.loss(output[None]).item() for output in outputs)
-    assert stays > moves > flees
-    assert plan.at(1.0)(outputs[:1]) < plan.at(1.0)(outputs[2:])
-    codes = torch.tanh(outputs)
-    torch.testing.assert_close(
-        mean_distances(codes, own, torch.ones(3, 1), even), surrogate_distances(codes, own)[:, 0]
-    )
-
-
-def test_sdha_without_a_relevant_item_flees_from_the_own_code(world):
-    model, images, _, gallery = world
-    lonely = torch.zeros(QUERIES, 4, dtype=torch.int64)
-    benign = Benign(gallery, models.embed(model, images), labels=lonely)
-    plan = RelevantCodes().plan(benign, None)
-    away, stay = (plan.loss(5 * sign * codes_of(benign.embeddings).float()) for sign in (-1, 1))
-    assert (away < stay).all()
-    assert torch.equal(RelevantCodes().bound(benign), -codes_of(benign.embeddings))
-    assert torch.isfinite(away).all() and torch.isfinite(stay).all()
 
 
 @pytest.mark.parametrize("name", ["own", "CgA", "mainstay"])

@@ -1,5 +1,7 @@
 """Descent along the gradient itself: the slow loop, the published rates, and what they do where gradients are tiny."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -111,3 +113,44 @@ def test_a_loss_that_is_nan_is_an_error():
 def test_impossible_fields_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Descent(**({"eps": 0.1, "rate": 0.1, "steps": 2} | changes))
+
+
+class Enough:
+    """A loss that has enough once the first number of an embedding is below a level."""
+
+    def __init__(self, level):
+        self.level = level
+
+    def __call__(self, embeddings):
+        return embeddings[:, 0]
+
+    def reached(self, embeddings):
+        return embeddings[:, 0] < self.level
+
+
+def test_who_stops_leaves_alone_what_has_enough_and_goes_on_with_the_others():
+    model, images = nn.Flatten(), torch.full((3, 1, 2, 2), 0.5)
+    images[:, 0, 0, 0] = torch.tensor([0.3, 0.5, 0.9])
+    search = Descent(0.4, 0.1, 4, stops=True)
+    found = search(model, images, Enough(0.35))
+    assert torch.allclose(found[:, 0, 0, 0], torch.tensor([0.3, 0.3, 0.5]), atol=1e-6)
+    on = replace(search, stops=False)(model, images, Enough(0.35))
+    assert torch.allclose(on[:, 0, 0, 0], torch.tensor([0.0, 0.1, 0.5]), atol=1e-6)
+
+
+def test_when_all_have_enough_it_makes_no_further_pass():
+    passes, images = [], torch.full((2, 1, 2, 2), 0.5)
+
+    class Counting(Enough):
+        def __call__(self, embeddings):
+            passes.append(len(embeddings))
+            return super().__call__(embeddings)
+
+    found = Descent(0.4, 0.1, 50, stops=True)(nn.Flatten(), images, Counting(0.35))
+    assert len(passes) == 3 and torch.allclose(found[:, 0, 0, 0], torch.tensor(0.3), atol=1e-6)
+
+
+def test_a_loss_that_never_has_enough_is_followed_to_the_end():
+    search = Descent(0.4, 0.01, 5, stops=True)
+    found = search(nn.Flatten(), torch.full((2, 1, 2, 2), 0.5), lambda embeddings: embeddings[:, 0])
+    assert torch.allclose(found[:, 0, 0, 0], torch.tensor(0.45), atol=1e-6)

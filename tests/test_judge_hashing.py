@@ -59,9 +59,11 @@ def test_a_hash_network_is_judged_from_training_to_result_file(photographs, tmp_
     metrics, details = record["metrics"], record["details"]
     assert {"MAP@all", "MAP@5000", "benign", "benign, target labels", "precision within radius 2"} <= metrics.keys()
     wanted = torch.zeros(QUERIES, 3)
-    names = [*published_codes.without_target(), *published_codes.with_target(wanted, prototypes=torch.nn.Identity())]
+    families = published_codes.without_target, published_codes.with_target
+    names = [*families[0](), *families[1](wanted, 8, prototypes=torch.nn.Identity())]
     for name in names:
-        assert {name, f"{name}, flipped", f"{name}, bound", f"{name}, AutoPGD, alpha one"} <= metrics.keys()
+        assert {name, f"{name}, flipped", f"{name}, bound"} <= metrics.keys()
+        assert (f"{name}, AutoPGD, alpha one" in metrics) != name.endswith(", ported")
         assert details["steps"][name] == 1
     assert {"ProS-GAN", "ProS-GAN in the ball", "collision, equal codes"} <= metrics.keys()
     assert {f"robust MAP at {level}/255" for level in LEVELS} <= metrics.keys()

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from robret_lib import attacks, models
-from robret_lib.attacks import PGD, AutoPGD, Gallery
-from robret_lib.attacks.codes import CenterCode, HammingAdversary, OwnCode, Precision, RelevantCodes
+from robret_lib.attacks import AutoPGD, Gallery
+from robret_lib.attacks.codes import CenterCode, HammingAdversary, OwnCode, Precision
+from robret_lib.attacks.relevant_codes import RelevantCodes, TowardsRelevantCodes
 from robret_lib.attacks.search import Descent
 from robret_lib.attacks.target_labels import draw_labels
 from robret_lib.attacks.targeted_codes import Collision, PointToSet, Prototype, TowardsCenter, TowardsPrecision
@@ -26,32 +27,39 @@ WITHOUT = {
     "soft precision": (Precision, 20),
 }
 WITH = {
+    "SDHA, targeted": (TowardsRelevantCodes, 1500),
     "P2P": (PointToSet, 2000),
+    "P2P, ported": (PointToSet, 2000),
     "DHTA": (PointToSet, 2000),
+    "DHTA, ported": (PointToSet, 2000),
     "SAAT, targeted": (TowardsCenter, 100),
     "SAAT, targeted, symmetric": (TowardsCenter, 100),
     "PTA": (TowardsPrecision, 20),
     "collision": (Collision, 100),
+    "collision, mean": (Collision, 100),
     "THA": (Prototype, 100),
 }
-SINCE_ONE = ("CgA, mean", "soft precision", "PTA", "collision", "THA")
+SINCE_ONE = ("CgA, mean", "soft precision", "PTA", "collision", "collision, mean", "THA")
 """Those published without a rising alpha, or by nobody."""
 
 MODEL, IMAGES, LABELS, GALLERY = small_world()
 WANTED = draw_labels(LABELS, GALLERY.labels, seeded())
 PROTOTYPES = nn.Linear(4, BITS)
+DESCENDING = ("HAG", "HAG, ported", "SDHA", "SDHA, targeted", "P2P", "DHTA")
+"""Those published with another search than signed steps."""
+
 names = pytest.mark.parametrize("name", [*WITHOUT, *WITH])
 
 
 def all_of_them(**changes) -> dict[str, AttackOnCodes]:
-    return without_target(**changes) | with_target(WANTED, **changes, prototypes=PROTOTYPES)
+    return without_target(**changes) | with_target(WANTED, BITS, **changes, prototypes=PROTOTYPES)
 
 
 def test_they_come_by_name_each_with_its_loss_and_as_many_steps_as_published():
     """Of THA only where there are prototypes."""
-    for family, published in ((without_target(), WITHOUT), (with_target(WANTED, prototypes=PROTOTYPES), WITH)):
+    for family, published in ((without_target(), WITHOUT), (with_target(WANTED, BITS, prototypes=PROTOTYPES), WITH)):
         assert {name: (type(pair.attack), pair.steps) for name, pair in family.items()} == published
-    assert [*with_target(WANTED)] == [name for name in WITH if name != "THA"]
+    assert [*with_target(WANTED, BITS)] == [name for name in WITH if name != "THA"]
 
 
 @pytest.mark.parametrize("most", [1, 50, 1500, 1900])
@@ -60,19 +68,32 @@ def test_a_longer_search_is_cut_and_a_shorter_one_is_not(most):
         assert pair.steps == min(most, (WITHOUT | WITH)[name][1]), name
 
 
-@pytest.mark.parametrize("family", [without_target, lambda **how: with_target(WANTED, **how)])
+@pytest.mark.parametrize("family", [without_target, lambda **how: with_target(WANTED, BITS, **how)])
 def test_no_steps_are_refused(family):
     with pytest.raises(ValueError, match="most_steps=0: expected a whole number of at least 1"):
         family(most_steps=0)
 
 
 def test_the_radius_is_that_of_all_and_signed_steps_are_an_eighth_of_it():
+    """Of PTA a twentieth."""
     for eps in (8 / 255, 0.2):
         for name, pair in all_of_them(eps=eps).items():
             assert pair.search.eps == pair.searched_by().search.eps == eps, name
-            if name not in ("HAG", "HAG, ported", "SDHA"):
-                assert isinstance(pair.search, PGD) and pair.search.step == pytest.approx(eps / 8)
+            assert isinstance(pair.search, Descent) == (name in DESCENDING), name
+            if name not in DESCENDING:
+                assert pair.search.step == pytest.approx(eps / (20 if name == "PTA" else 8)), name
     assert all_of_them()["CgA"].search.step == pytest.approx(1 / 255)
+
+
+def test_the_soft_ranks_of_pta_are_a_tenth_of_a_bit():
+    """A similarity changes by 2 / K with a bit."""
+    assert with_target(WANTED, 64)["PTA"].attack.temperature == pytest.approx(0.1 * 2 / 64)
+
+
+def test_two_searches_that_are_published_of_one_loss_share_it():
+    family = all_of_them()
+    for name in ("HAG", "P2P", "DHTA"):
+        assert family[name].attack is family[f"{name}, ported"].attack
 
 
 def test_hag_has_two_rates_and_sdha_keeps_near_the_image():
@@ -83,7 +104,15 @@ def test_hag_has_two_rates_and_sdha_keeps_near_the_image():
     assert (port.rule, port.rate, port.momentum) == ("sgd", pytest.approx(100 / 128), 0.9)
     assert 500 < port.rate / authors.rate < 510
     assert (sdha.rule, sdha.rate, sdha.fidelity) == ("adam", 0.01, 1.0)
-    assert authors.fidelity == port.fidelity == 0
+    assert authors.fidelity == port.fidelity == 0 and authors.stops and not port.stops
+    assert all_of_them()["SDHA, targeted"].search == sdha
+
+
+def test_the_steps_of_dhta_have_one_length():
+    for name in ("P2P", "DHTA"):
+        search = all_of_them()[name].search
+        assert (search.rule, search.rate, search.steps) == ("unit", 0.226, 2000)
+    assert Descent.dhta().eps == pytest.approx(1.84 / 255, abs=1e-4)
 
 
 def test_who_starts_anywhere_in_the_ball_is_saat():
@@ -106,7 +135,7 @@ def test_what_the_losses_are():
 
 def test_what_is_known_and_how_deep_reaches_every_attack_that_looks_at_it():
     known = Gallery(GALLERY.embeddings[:20], "H", GALLERY.labels[:20])
-    looking = {"SDHA", "CgA", "CgA, mean", "SAAT", "SAAT, targeted", "SAAT, targeted, symmetric"}
+    looking = {"SDHA", "SDHA, targeted", "CgA", "CgA, mean", "SAAT", "SAAT, targeted", "SAAT, targeted, symmetric"}
     for name, pair in all_of_them(known=known, top_k=7).items():
         assert pair.attack.top_k == 7
         assert hasattr(pair.attack, "known") == (name in looking)

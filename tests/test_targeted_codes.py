@@ -258,3 +258,13 @@ def test_targets_that_are_not_there_are_refused(world, changes, message):
 def test_impossible_fields_are_refused(wanted, make, message):
     with pytest.raises(ValueError, match=message):
         make(wanted)
+
+
+def test_a_margin_of_two_makes_the_mean_of_a_collision(world):
+    model, images, labels, gallery = world
+    wanted = draw_labels(labels, gallery.labels, seeded())
+    benign, attack = benign_of(world), Collision(wanted=wanted, margin=2)
+    targets = attack.targets(benign, seeded())
+    outputs = torch.randn(QUERIES, BITS, generator=seeded(5))
+    mean = (torch.tanh(outputs) * gallery.codes[targets[:, 0]]).mean(1)
+    torch.testing.assert_close(attack.plan(benign, targets).loss(outputs), BITS * (2 - mean))

@@ -75,6 +75,8 @@ class Plan(NamedTuple):
         at: The loss to descend along when a share of the search is over, see `search.passes.Loss`; None where it is
             ``loss`` all the way.
         labels: Target labels, ``[B]`` or ``[B, C]``, for `Generated`; None where an attack has none.
+        reached: Which images have all that is wanted, bool ``[B]`` of embeddings ``[B, D]``, for a search that stops
+            there (`Descent`); None where there is always more to want.
     """
 
     loss: Callable[[Tensor], Tensor]
@@ -82,6 +84,7 @@ class Plan(NamedTuple):
     answers: ListLoss | None = None
     at: Callable[[float], Callable[[Tensor], Tensor]] | None = None
     labels: Tensor | None = None
+    reached: Callable[[Tensor], Tensor] | None = None
 
 
 class Attack(Protocol):

@@ -91,7 +91,12 @@ class OnCodes:
                 return found
             return found | {"average_precision": precisions(codes), "bound": at_best()}
 
-        return Plan(lambda outputs: loss(torch.tanh(alpha * outputs)), measures, at=at if rising or followed else None)
+        return Plan(
+            lambda outputs: loss(torch.tanh(alpha * outputs)),
+            measures,
+            at=at if rising or followed else None,
+            reached=lambda outputs: (codes_of(outputs) == bound).all(1),
+        )
 
 
 def size_of(outputs: Tensor) -> Tensor:

@@ -171,7 +171,8 @@ class _Wanted:
 
     Searches that ask for more than a loss find here: the same loss for another network (`on`) and for some of the
     images, each as often as is liked (`part`), how many of them are planned at once (`at_once`), the `gallery`, the
-    loss to descend along (`at`), that of lists (`plan.answers`), and target labels (`plan.labels`).
+    loss to descend along (`at`), which images have all they want (`reached`), the loss of lists (`plan.answers`), and
+    target labels (`plan.labels`).
     """
 
     def __init__(
@@ -179,7 +180,7 @@ class _Wanted:
     ) -> None:
         benign = spaces.benign(network)
         self.plan = attack.plan(benign[rows], targets)
-        self.at = self.plan.at
+        self.at, self.reached = self.plan.at, self.plan.reached
         self.gallery, self.at_once = benign.gallery, _rows_at_once(attack, benign.gallery, PART)
         self._made_of = attack, spaces, network, rows, targets
 

@@ -25,7 +25,7 @@ mirror image, with the largest slope there."""
 
 
 @dataclass(frozen=True)
-class _Targeted(OnCodes):
+class Targeted(OnCodes):
     """An attack towards the labels of others.
 
     Args:
@@ -102,7 +102,7 @@ TARGET_LOSSES = {"mean": lambda agreement: -mean_losses(agreement), "published":
 
 
 @dataclass(frozen=True)
-class PointToSet(_Targeted):
+class PointToSet(Targeted):
     """DHTA: towards the code for which most of some items with the target labels vote, bit by bit (Bai et al., 2020).
 
     The majority code has the smallest sum of Hamming distances to them, since each bit adds to it alone. Minimizes
@@ -132,7 +132,7 @@ class PointToSet(_Targeted):
 
 
 @dataclass(frozen=True)
-class TowardsCenter(_Targeted):
+class TowardsCenter(Targeted):
     """SAAT's targeted attack: towards the center code of the target labels (TIFS 2023).
 
     Args:
@@ -153,13 +153,13 @@ class TowardsCenter(_Targeted):
 
 
 @dataclass(frozen=True)
-class TowardsPrecision(_Targeted):
+class TowardsPrecision(Targeted):
     """PTA: the average precision by the target labels itself, with soft ranks (MM 2023); see `smooth_precisions`.
 
     Args:
         items, others: How many items that share a target label are drawn, and how many that share none. (The published
             code draws the latter from those with a true label of the image, 300 for each.)
-        temperature: T of the soft ranks.
+        temperature: T of the soft ranks. The published one is 0.1 bits, 0.2 / K of these similarities.
     """
 
     items: int = 75
@@ -193,7 +193,7 @@ class TowardsPrecision(_Targeted):
 
 
 @dataclass(frozen=True)
-class Prototype(_Targeted):
+class Prototype(Targeted):
     """THA and the code part of ProS-GAN: towards the code that a network has for the target labels (SIGIR, CVPR 2021).
 
     Args:
@@ -209,14 +209,14 @@ class Prototype(_Targeted):
 
 
 @dataclass(frozen=True)
-class Collision(_Targeted):
+class Collision(Targeted):
     """The very code of one item with the target labels: what a perceptual hash must not allow.
 
     Minimizes the sum of ``[m - h~_k c_k]_+`` over the bits, which is zero only where all agree by the margin m, where
     an average is content with most of them. Measures ``collision``, 100 where the codes are equal and 0 elsewhere.
 
     Args:
-        margin: m, of relaxed bits.
+        margin: m, of relaxed bits. One of 2 is never reached, so that the loss is K times that of the mean, plus 2 K.
     """
 
     margin: float = 0.1

@@ -134,11 +134,15 @@ def codes_side_by_side(networks: Sequence[JudgedCodes], metrics: Sequence[str], 
 
 
 def attacks_side_by_side(network: JudgedCodes, attacks: Sequence[str]) -> str:
-    """A Markdown table with a row for each attack: as published, by `AutoPGD` with alpha one and rising, its bound."""
+    """A Markdown table with a row for each attack: as published, by `AutoPGD` with alpha one and rising, its bound.
+
+    An attack that was ported has the loss of its authors, so that its `AutoPGD` is theirs.
+    """
     columns = "steps", "published search", "AutoPGD, alpha 1", "AutoPGD, alpha rising", "bound"
     lines = [f"| attack | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
     for name in attacks:
-        of_search = (name, f"{name}, AutoPGD, alpha one", f"{name}, AutoPGD, alpha rising", f"{name}, bound")
+        loss = name.removesuffix(", ported")
+        of_search = (name, f"{loss}, AutoPGD, alpha one", f"{loss}, AutoPGD, alpha rising", f"{name}, bound")
         cells = str(network.details["steps"].get(name, "not run")), *map(network.told, of_search)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)

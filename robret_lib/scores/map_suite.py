@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from robret_lib.attacks import NES, AutoPGD, Gallery, Transfer
-from robret_lib.attacks.codes import CenterCode, HammingAdversary, OwnCode, Precision, RelevantCodes
+from robret_lib.attacks.codes import CenterCode, HammingAdversary, OwnCode, Precision
 from robret_lib.attacks.relaxed import OnCodes
+from robret_lib.attacks.relevant_codes import RelevantCodes
 from robret_lib.attacks.search.ball import Norm
 from robret_lib.models import HashModel
 from robret_lib.scores.suite import IMAGE, LOOKS, POPULATION, SAMPLE, START_1, START_2, Effort, Stage

@@ -31,6 +31,8 @@ class Descent:
         momentum: Of "sgd".
         fidelity: Weight of the mean squared change of a pixel, which is added to the loss (SDHA has 1).
         norm: "linf" (largest change of a pixel) or "l2" (Euclidean length over all pixels).
+        stops: Leave an image alone once it has all that its attack wants, for HAG once all bits are flipped; and stop
+            when all images have. A loss that says so has a ``reached(embeddings)``, bool ``[B]``.
     """
 
     eps: float
@@ -40,6 +42,7 @@ class Descent:
     momentum: float = 0.0
     fidelity: float = 0.0
     norm: Norm = "linf"
+    stops: bool = False
 
     def __post_init__(self) -> None:
         check_norm(self.norm)
@@ -55,11 +58,11 @@ class Descent:
 
     @classmethod
     def hag(cls, steps: int = 2000) -> "Descent":
-        """HAG's: in pixels of 0 to 255 eps 10 and a rate of 100 (Yang et al., the authors' `main.py`).
+        """HAG's: in pixels of 0 to 255 eps 10 and a rate of 100, until all bits are flipped (the authors' `main.py`).
 
-        The authors stop once all bits are flipped and forget to clip to valid pixels; here neither.
+        The authors forget to clip to valid pixels; here they are.
         """
-        return cls(10 / 255, 100 / 255**2, steps)
+        return cls(10 / 255, 100 / 255**2, steps, stops=True)
 
     @classmethod
     def hag_ported(cls, steps: int = 2000) -> "Descent":
@@ -71,6 +74,15 @@ class Descent:
         """SDHA's, as SAAT ports it."""
         return cls(8 / 255, 0.01, steps, rule="adam", fidelity=1.0)
 
+    @classmethod
+    def dhta(cls, steps: int = 2000) -> "Descent":
+        """DHTA's and P2P's: eps 0.032 and steps of length 1 (Bai et al., ECCV 2020, the authors' code).
+
+        Both in units of the standard deviation of ImageNet's pixels, 0.226 on average, by which images are divided
+        there: eps is 1.8/255, where later papers say 8/255.
+        """
+        return cls(0.032 * 0.226, 0.226, steps, rule="unit")
+
     def __call__(
         self, model: nn.Module, images: Tensor, loss_fn: Loss, generator: torch.Generator | None = None
     ) -> Tensor:
@@ -79,13 +91,18 @@ class Descent:
         if self.eps == 0:
             return images.clone()
         ball, nan, x = Ball(images, self.eps, self.norm), NanWatch(images.device), images.clone()
-        optimizer = self._optimizer(x)
+        optimizer, watched = self._optimizer(x), _Watched(loss_fn, len(x), x.device)
         with frozen(model):
             for done in range(self.steps):
-                _, gradient = losses_and_gradient(model, x, loss_fn, nan, done / self.steps)
+                _, gradient = losses_and_gradient(model, x, watched, nan, done / self.steps)
+                if self.stops and watched.reached.all():
+                    break
+                before = x.clone() if self.stops else x
                 x.grad = self._direction(gradient, x - images)
                 optimizer.step()
                 ball.project(x)
+                if self.stops:
+                    x[watched.reached] = before[watched.reached]
         nan.check()
         x.grad = None
         return x
@@ -100,3 +117,17 @@ class Descent:
         if self.rule == "unit":
             return gradient / gradient.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
         return gradient
+
+
+class _Watched:
+    """A loss that remembers which images have had all they want."""
+
+    def __init__(self, loss_fn: Loss, count: int, device: torch.device) -> None:
+        self.loss_fn, self.at = loss_fn, getattr(loss_fn, "at", None)
+        self.reached = torch.zeros(count, dtype=torch.bool, device=device)
+        self._has_reached = getattr(loss_fn, "reached", None)
+
+    def __call__(self, embeddings: Tensor) -> Tensor:
+        if self._has_reached is not None:
+            self.reached |= self._has_reached(embeddings)
+        return self.loss_fn(embeddings)

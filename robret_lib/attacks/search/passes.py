@@ -15,7 +15,8 @@ Loss = Callable[[Tensor], Tensor]
 """One loss per image, ``[B]`` of embeddings ``[B, D]``, each depending on its image alone.
 
 A loss that is followed along others, as codes are along softer ones, has an ``at(share) -> Loss``, not None: the one to
-descend along when a share of the search is over. Which image is best is always said by the loss itself.
+descend along when a share of the search is over. Which image is best is always said by the loss itself. One that can
+have enough has a ``reached(embeddings) -> bool [B]``, not None.
 """
 
 
