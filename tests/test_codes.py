@@ -396,3 +396,15 @@ def test_a_built_hash_network_begins_with_a_small_last_layer():
     assert head.weight.std().item() == pytest.approx(0.01, rel=0.05) and not head.bias.any()
     images = torch.rand(3, 1, 28, 28)
     assert torch.equal(model(images), model.features(images))
+
+
+@pytest.mark.parametrize("name", ["CgA", "SDHA"])
+def test_known_items_have_codes_of_the_same_length_and_labels(world, name):
+    model, images, labels, gallery = world
+    for known, message in (
+        (Gallery(gallery.embeddings[:, :8], "H", gallery.labels), "codes of 8 bits: expected 16"),
+        (Gallery(gallery.embeddings, "H"), "known items without labels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            attack = replace(ATTACKS[name], known=known)
+            attacks.run(attack, model, images, gallery, PGD(0.1, 0.02, 1), labels=labels)

@@ -31,7 +31,7 @@ GIVEN = {"label": "CSQ", "scale": "quick", "dataset": "fashion-mnist", "seed": 0
 GIVEN |= {"eps": "8/255", "most_steps": 2000, "effort": "standard", "n_queries": 0, "top_k": 0, "device": "cpu"}
 GIVEN |= {"prototype_steps": 0, "generator_steps": 0, "reconstruction": 50}
 RANKED = "4 queries search 60 other images."
-UNDER_ATTACK = " Under attack MAP@all, ties expected, 4 queries."
+UNDER_ATTACK = "MAP@all on 4 queries, ties expected."
 
 
 @pytest.fixture
@@ -44,10 +44,14 @@ def write(tmp_path):
         found = metrics or {"MAP@all": 80.0}
         of_query = of_query or {}
         found |= {name: sum(values) / len(values) for name, values in of_query.items()}
-        details = {"asked": asked, "recipe": recipe or {"bits": given["bits"]}, "of_query": of_query}
+        details = {
+            "asked": asked,
+            "recipe": {"bits": given["bits"], "source": "saat"} | (recipe or {}),
+            "of_query": of_query,
+        }
         details |= {"steps": {name: 100 for name in of_query if "AutoPGD" not in name}, "curves": {}}
         measured = {name: runs.measured(value, n=4, spread=0.5) for name, value in found.items()}
-        return run.finish(measured, searched + UNDER_ATTACK, "fixed", details)
+        return run.finish(measured, runs.both_protocols(searched, UNDER_ATTACK), "fixed", details)
 
     return written
 
@@ -192,10 +196,10 @@ def test_networks_stand_side_by_side(write, judged):
     write(label="DPH", metrics={"MAP@all": 81.25, "within": 3.0})
     write(metrics={"MAP@all": 70.0})
     assert runs.codes_side_by_side(judged(), ["MAP@all", "within"], ["MAP", "within radius 2"]).splitlines() == [
-        "| method | bits | MAP | within radius 2 |",
-        "| --- | ---: | ---: | ---: |",
-        "| CSQ | 16 | 70.0 | not run |",
-        "| DPH | 16 | 81.2 | 3.0 |",
+        "| method | source | bits | MAP | within radius 2 |",
+        "| --- | --- | ---: | ---: | ---: |",
+        "| CSQ | saat | 16 | 70.0 | not run |",
+        "| DPH | saat | 16 | 81.2 | 3.0 |",
     ]
 
 
@@ -205,7 +209,8 @@ def test_networks_of_different_protocols_stand_in_no_table(write, judged):
     write()
     with pytest.raises(runs.ResultError, match=f"'CSQ' and 'DPH' have different protocols: '{RANKED}' and '4 queries"):
         runs.codes_side_by_side(judged(), ["MAP@all"], ["MAP"])
-    same = [runs.JudgedCodes("a", 16, {}, {}, {}, f"{RANKED} Under attack {k} queries.", {}) for k in (3, 4)]
+    told = [runs.both_protocols(RANKED, f"{count} queries.") for count in (3, 4)]
+    same = [runs.JudgedCodes("a", 16, {}, {"recipe": {"source": "saat"}}, {}, protocol, {}) for protocol in told]
     assert same[0].searched == same[1].searched == RANKED
     assert len(runs.codes_side_by_side(same, [], []).splitlines()) == 4
 
@@ -214,11 +219,17 @@ def test_attacks_stand_side_by_side(write, only):
     found = {f"CgA{how}": [value] * 4 for how, value in (("", 4.0), (", AutoPGD, alpha one", 3.0), (", bound", 1.0))}
     write(found, attacked="without target")
     assert runs.attacks_side_by_side(only(), ["CgA", "THA"]).splitlines() == [
-        "| attack | steps | published search | AutoPGD, alpha 1 | AutoPGD, alpha rising | bound |",
+        "| attack | steps | its own search | AutoPGD, $\\mu = 1$ | AutoPGD, $\\mu$ rises | bound |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
         "| CgA | 100 | 4.0 ± 0.5 | 3.0 ± 0.5 | not run | 1.0 ± 0.5 |",
         "| THA | not run | not run | not run | not run | not run |",
     ]
+
+
+def test_a_ported_attack_has_the_auto_pgd_of_its_authors(write, only):
+    write({"HAG": [4.0] * 4, "HAG, AutoPGD, alpha one": [3.0] * 4, "HAG, ported": [5.0] * 4}, attacked="without target")
+    rows = runs.attacks_side_by_side(only(), ["HAG", "HAG, ported"]).splitlines()[2:]
+    assert [row.split(" | ")[2:4] for row in rows] == [["4.0 ± 0.5", "3.0 ± 0.5"], ["5.0 ± 0.5", "3.0 ± 0.5"]]
 
 
 @pytest.mark.parametrize("dataset", ["fashion-mnist", "coco18_multilabel_96px.npz"])

@@ -161,10 +161,13 @@ def known_items(known: Gallery | None, benign: Benign) -> Gallery:
     """The items with labels that an attack knows; None is the gallery.
 
     Raises:
-        ValueError: They are no hash codes, or have no labels.
+        ValueError: They are no hash codes, or of another length than the gallery's, or have no labels.
     """
     known = benign.gallery if known is None else known
     check_hash_gallery(known)
+    lengths = known.codes.shape[1], benign.gallery.codes.shape[1]
+    if lengths[0] != lengths[1]:
+        raise ValueError(f"known items with codes of {lengths[0]} bits: expected {lengths[1]}, as the gallery has")
     if known.labels is None:
         raise ValueError("known items without labels: give labels to Gallery.of")
     return known

@@ -1,6 +1,6 @@
 """The models the chapters train, each from a recipe, trained once and kept for the next chapter."""
 
-from robret_lib.recipes.hash_recipe import HashingName, HashRecipe
+from robret_lib.recipes.hash_recipe import WITH_SOURCES, HashingName, HashRecipe, Source
 from robret_lib.recipes.kept import Trained, trained
 from robret_lib.recipes.named import (
     FASHION_MNIST,
@@ -18,12 +18,14 @@ from robret_lib.recipes.recipe import DefenseName, DestinationName, Recipe, Samp
 __all__ = [
     "FASHION_MNIST",
     "INNER_ATTACK",
+    "WITH_SOURCES",
     "DefenseName",
     "DestinationName",
     "HashRecipe",
     "HashingName",
     "Recipe",
     "SamplerName",
+    "Source",
     "Trained",
     "Whitened",
     "data_of",

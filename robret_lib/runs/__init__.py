@@ -37,6 +37,7 @@ from robret_lib.runs.judged import Judged, differences, doubted, judged, side_by
 from robret_lib.runs.judged_codes import (
     JudgedCodes,
     attacks_side_by_side,
+    both_protocols,
     codes_side_by_side,
     judged_codes,
     of_bits,
@@ -72,6 +73,7 @@ __all__ = [
     "Run",
     "attacks_side_by_side",
     "boolean",
+    "both_protocols",
     "choice",
     "codes_side_by_side",
     "comparison",

@@ -10,6 +10,9 @@ from robret_lib.runs.records import ResultError
 
 JUDGE = "judge_hashing"
 
+UNDER_ATTACK = " Under attack "
+"""Parts the protocol of the rankings from that of the attacks, in the words of a result file."""
+
 LOOKED_AT = {
     "without target": ("eps", "most_steps", "n_queries", "top_k"),
     "with target": ("eps", "most_steps", "n_queries", "top_k", "prototype_steps"),
@@ -47,7 +50,7 @@ class JudgedCodes:
     @property
     def searched(self) -> str:
         """The protocol of the rankings, without what it says of attacks."""
-        return self.protocol.partition(" Under attack")[0]
+        return self.protocol.partition(UNDER_ATTACK)[0]
 
     def less(self, one: str, other: str) -> str:
         """What one attack leaves less what another leaves, as "-3.2 ± 0.4": the mean over queries with its error.
@@ -79,6 +82,11 @@ class JudgedCodes:
             return "not run"
         spread = found["spread"]
         return f"{found['value']:.1f}" + (f" ± {spread:.1f}" if error and spread is not None else "")
+
+
+def both_protocols(searched: str, attacked: str) -> str:
+    """The protocol of a run, in words, of that of its rankings and that of its attacks; see `JudgedCodes.searched`."""
+    return f"{searched}{UNDER_ATTACK}{attacked}"
 
 
 def judged_codes(
@@ -116,6 +124,8 @@ def of_bits(networks: Iterable[JudgedCodes], bits: int) -> list[JudgedCodes]:
 def codes_side_by_side(networks: Sequence[JudgedCodes], metrics: Sequence[str], heads: Sequence[str]) -> str:
     """A Markdown table with a row for each network and a column for each metric, without errors.
 
+    The source is that of the settings, where published codes of a method differ (`recipes.HashRecipe`).
+
     Args:
         networks: In their order.
         metrics: Names of metrics.
@@ -126,19 +136,20 @@ def codes_side_by_side(networks: Sequence[JudgedCodes], metrics: Sequence[str], 
     """
     for network in networks[1:]:
         _check_searched(networks[0], network, f"{networks[0].label!r} and {network.label!r}")
-    lines = [f"| method | bits | {' | '.join(heads)} |", "| --- | ---: |" + " ---: |" * len(heads)]
+    lines = [f"| method | source | bits | {' | '.join(heads)} |", "| --- | --- | ---: |" + " ---: |" * len(heads)]
     for network in networks:
         cells = (network.told(metric, error=False) for metric in metrics)
-        lines.append(f"| {network.label} | {network.bits} | {' | '.join(cells)} |")
+        source = network.details["recipe"]["source"]
+        lines.append(f"| {network.label} | {source} | {network.bits} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def attacks_side_by_side(network: JudgedCodes, attacks: Sequence[str]) -> str:
-    """A Markdown table with a row for each attack: as published, by `AutoPGD` with alpha one and rising, its bound.
+    """A Markdown table with a row for each attack: what its own search leaves, what `AutoPGD` leaves, and its bound.
 
     An attack that was ported has the loss of its authors, so that its `AutoPGD` is theirs.
     """
-    columns = "steps", "published search", "AutoPGD, alpha 1", "AutoPGD, alpha rising", "bound"
+    columns = "steps", "its own search", "AutoPGD, $\\mu = 1$", "AutoPGD, $\\mu$ rises", "bound"
     lines = [f"| attack | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
     for name in attacks:
         loss = name.removesuffix(", ported")

@@ -89,8 +89,8 @@ def robust_map(
 ) -> RobustMap:
     """MAP by Hamming distance that is left where each query meets the worst of a suite of attacks (`map_suite`).
 
-    The analogue of `robust_recall` for hash codes, an upper bound of what a perfect attack would leave. Ties are
-    averaged over their orders, and a query without a relevant item counts as 0, as in `hamming.hamming_map`. Masked
+    The analogue of `robust_recall` for hash codes, an upper bound of what a perfect attack would leave: a search of
+    more passes than the suite has may leave less, also in the mean. Ties are averaged over their orders, and a query without a relevant item counts as 0, as in `hamming.hamming_map`. Masked
     gradients are looked for at effort "standard" and "high" for norm "linf", on a sample.
 
     Args:
