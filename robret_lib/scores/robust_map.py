@@ -90,8 +90,9 @@ def robust_map(
     """MAP by Hamming distance that is left where each query meets the worst of a suite of attacks (`map_suite`).
 
     The analogue of `robust_recall` for hash codes, an upper bound of what a perfect attack would leave: a search of
-    more passes than the suite has may leave less, also in the mean. Ties are averaged over their orders, and a query without a relevant item counts as 0, as in `hamming.hamming_map`. Masked
-    gradients are looked for at effort "standard" and "high" for norm "linf", on a sample.
+    more passes than the suite has may leave less, also in the mean. Ties are averaged over their orders, and a query
+    without a relevant item counts as 0, as in `hamming.hamming_map`. Masked gradients are looked for at effort
+    "standard" and "high" for norm "linf", on a sample.
 
     Args:
         model: In [0, 1] pixels.
