@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from robret_lib.hamming import average_precisions
-from tests.benchmarks import decoupling, defense_cost, hamming_cost, neighborhood
+from tests.benchmarks import decoupling, defense_cost, hamming_cost, neighborhood, sharpness
 from tests.small_defenses import a_batch
 from tests.small_retrieval import seeded, small_model
 
@@ -27,6 +27,15 @@ def test_costs_of_map_are_told_as_they_are_measured_now():
     assert lines[: len(hamming_cost.head())] == hamming_cost.head()
     told = [line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")][2:]
     assert told == list(hamming_cost.NAMES)
+
+
+def test_the_sharpness_is_told_of_what_the_library_has_now():
+    """Head and columns, which mark the span and the temperature that it has."""
+    lines = (TABLES / "sharpness.md").read_text().splitlines()
+    assert lines[: len(sharpness.head())] == sharpness.head()
+    told = [line.strip("| ").split(" | ")[2:] for line in lines if line.startswith("| network")]
+    assert told == [sharpness.columns(choice) for choice in sharpness.CHOICES.values()]
+    assert all(choice.chosen in choice.tried for choice in sharpness.CHOICES.values())
 
 
 def test_of_map_the_same_is_measured_in_all_ways():

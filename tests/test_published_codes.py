@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from robret_lib import attacks, models
+from robret_lib import attacks, models, runs
 from robret_lib.attacks import AutoPGD, Gallery
 from robret_lib.attacks.codes import CenterCode, HammingAdversary, OwnCode, Precision
 from robret_lib.attacks.relevant_codes import RelevantCodes, TowardsRelevantCodes
@@ -197,3 +197,16 @@ def test_prototypes_are_asked_for_their_codes_and_not_trained():
     assert torch.equal(PROTOTYPES.weight, before) and PROTOTYPES.weight.grad is None
     benign = attacks.attack.Benign(GALLERY, models.embed(MODEL, IMAGES), labels=LABELS)
     assert torch.equal(pair.attack.bound(benign, found.targets), PROTOTYPES(WANTED.float()).sign().to(torch.int8))
+
+
+def test_the_printed_table_of_saat_is_whole_and_best_is_what_it_has_in_bold():
+    """By this library's names; ProS-GAN is ahead of SAAT twice."""
+    printed = {row["metric"]: row["value"] for row in runs.expected("07_saat")["rows"]}
+    settings = [f"{name}, {bits} bits" for name in ("FLICKR-25K", "NUS-WIDE", "MS-COCO") for bits in (16, 32, 48, 64)]
+    free, aimed = ("benign", "HAG", "SDHA", "SAAT"), ("P2P", "DHTA", "ProS-GAN", "THA", "SAAT, targeted")
+    assert {*free, *aimed} - {"benign", "ProS-GAN"} <= WITHOUT.keys() | WITH.keys()
+    assert list(printed) == [f"{name} ({setting})" for name in free + aimed for setting in settings]
+    for setting in settings:
+        left, reached = ({printed[f"{name} ({setting})"]: name for name in names} for names in (free, aimed))
+        ahead = "ProS-GAN" if setting in ("NUS-WIDE, 16 bits", "NUS-WIDE, 32 bits") else "SAAT, targeted"
+        assert (left[min(left)], reached[max(reached)]) == ("SAAT", ahead), setting

@@ -137,7 +137,7 @@ class Precision(Away):
 
     Args:
         items, others: How many items that share a label with the image are drawn, and how many that share none.
-        temperature: T of the soft ranks.
+        temperature: T of the soft ranks; the default is chosen by measurement (tests/benchmarks/sharpness.md).
     """
 
     items: int = 75

@@ -26,7 +26,8 @@ size of the outputs, so that a network is attacked alike whatever their scale, o
 SPAN = 5.0
 """Root mean square of ``alpha f``. A sharp tanh moves the bits that can still be flipped and leaves the others alone;
 one that is too sharp moves none. On the networks of chapter 3 by CSQ, DCH, DPSH and DPN, at 8 and 28/255, by the center
-code and the soft precision, 5 left the least of 0.3, 1, 2, 3, 5 and 10, or a point more than the least."""
+code and the soft precision, 5 left the least MAP of 0.3, 1, 2, 3, 5 and 10, or less than a point more
+(tests/benchmarks/sharpness.md)."""
 
 ALPHAS = (0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
