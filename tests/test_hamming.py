@@ -238,7 +238,9 @@ def test_codes_may_have_any_type(dtype):
         ({0: QUERIES[:0], 2: QUERY_LABELS[:0]}, ValueError, r"query codes of shape \(0, 4\)"),
         ({2: QUERY_LABELS[:1]}, DataError, "2 query codes and 1 labels"),
         ({3: GALLERY_LABELS[:, 0]}, DataError, "expected both"),
-        ({4: 0}, ValueError, "top_k=0: expected at least 1, or None"),
+        ({4: 0}, ValueError, "top_k=0: expected a whole number of at least 1"),
+        ({4: True}, ValueError, "top_k=True: expected a whole number"),
+        ({4: 2.5}, ValueError, "top_k=2.5: expected a whole number"),
         ({5: "random"}, ValueError, "ties='random': expected one of"),
         ({4: 3, 5: "best"}, ValueError, "ties='best' with top_k=3: expected top_k=None"),
     ],
@@ -321,6 +323,14 @@ def test_a_query_that_is_an_item_does_not_find_itself(ties, top_k):
 
 def test_a_position_that_is_not_there_is_refused():
     codes, labels = torch.ones(3, 4), torch.tensor([0, 0, 1])
-    for own in (torch.tensor([0, 1, 3]), torch.tensor([0, 1]), torch.tensor([0.0, 1.0, 2.0])):
-        with pytest.raises(ValueError, match="expected a gallery position below 3"):
+    impossible = {
+        r"own of shape \(3,\), torch.int64": torch.tensor([0, 1, 3]),
+        r"own of shape \(2,\), torch.int64": torch.tensor([0, 1]),
+        r"own of shape \(3,\), torch.float32": torch.tensor([0.0, 1.0, 2.0]),
+        r"own of shape \(3,\), torch.complex64": torch.tensor([0j, 1, 2]),
+        r"own of shape \(3,\), torch.bool": torch.tensor([True, False, True]),
+        "own is a list": [0, 1, 2],
+    }
+    for said, own in impossible.items():
+        with pytest.raises(ValueError, match=rf"{said}: expected int \[3\], a gallery position below 3"):
             hamming.average_precisions(codes, codes, labels, labels, own=own)
