@@ -277,6 +277,35 @@ def test_a_protocol_measures_and_says_how():
     assert str(found.protocol) == "MAP@3 on a toy, ties stable, queries without an answer zero"
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": ""}, "data='': expected the data set"),
+        ({"data": None}, "data=None: expected the data set"),
+        ({"top_k": 0}, "top_k=0: expected a whole number of at least 1"),
+        ({"top_k": True}, "top_k=True: expected a whole number"),
+        ({"ties": "random"}, "ties='random': expected one of"),
+        ({"unanswered": "one"}, "unanswered='one': expected one of"),
+    ],
+)
+def test_a_protocol_that_cannot_be_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        hamming.MapProtocol(**({"data": "a toy"} | change))
+
+
+@pytest.mark.parametrize("unanswered", ["zero", "left out"])
+def test_a_protocol_leaves_out_the_queries_own_items(unanswered):
+    """The last one has no answer but itself."""
+    codes, labels = GALLERY, torch.tensor([0, 1, 0, 1, 0, 2])
+    given, own = (codes, codes, labels, labels), torch.arange(6)
+    expected = hamming.average_precisions(*given, own=own)
+    assert expected[:5].all() and expected[5] == 0
+    counted = expected if unanswered == "zero" else expected[:5]
+    found = hamming.MapProtocol("a toy", unanswered=unanswered).measure(*given, own=own)
+    assert torch.equal(found.by_query, counted)
+    assert found.percent == pytest.approx(100 * counted.mean().item())
+
+
 def test_queries_without_an_answer_count_zero_or_not_at_all():
     """One that is answered beyond the depth has an answer, and counts zero in both."""
     query_labels = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1]])
