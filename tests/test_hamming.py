@@ -192,8 +192,50 @@ def test_the_curve_of_precision_over_recall(seed):
             depth = next(n for n in range(1, 21) if sum(hits[:n]) == wanted)
             row.append(100 * wanted / depth)
         expected += [row] if row else []
-    found = hamming.precision_at_recall(*given, recalls)
+    found = hamming.precision_at_recall(*given, recalls, "stable")
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64).mean(0))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=seeds, multi_hot=st.booleans())
+def test_the_curve_is_the_mean_over_all_orders_of_ties(seed, multi_hot):
+    given = world(seed, n_queries=2, n_gallery=6, bits=2, multi_hot=multi_hot)
+    recalls, rows = (0.01, 0.4, 0.5, 0.7, 1.0), []
+    for items in distances_and_hits(*given):
+        if any(hit for _, hit in items):
+            rows.append(np.mean([slow_curve(ranking, recalls) for ranking in rankings(items)], axis=0))
+    if rows:
+        found = hamming.precision_at_recall(*given, recalls)
+        assert found.tolist() == pytest.approx((100 * np.mean(rows, axis=0)).tolist())
+
+
+def slow_curve(hits, recalls):
+    places = [place for place, hit in enumerate(hits, start=1) if hit]
+    wanted = [max(1, floor(recall * len(places) + 1e-9)) for recall in recalls]
+    return [count / places[count - 1] for count in wanted]
+
+
+def test_the_curve_of_a_large_gallery_of_ties_by_fractions():
+    """The 100th of 300 relevant ones among 2,000, after five others that are nearer."""
+    items, relevant, nearer, nth = 2000, 300, 5, 100
+    expected = sum(
+        Fraction(comb(place - 1, nth - 1) * comb(items - place, relevant - nth), nearer + place)
+        for place in range(nth, items - relevant + nth + 1)
+    )
+    gallery = torch.ones(nearer + items, 4)
+    gallery[nearer:, 0] = -1
+    labels = torch.zeros(nearer + items, dtype=torch.long)
+    labels[nearer : nearer + relevant] = 1
+    found = hamming.precision_at_recall(torch.ones(1, 4), gallery, torch.tensor([1]), labels, (nth / relevant,))
+    assert found.item() == pytest.approx(float(100 * nth * expected / comb(items, relevant)), rel=1e-11)
+
+
+def test_without_ties_the_order_of_the_gallery_does_not_matter_to_the_curve():
+    codes = torch.tensor([[-1, -1, -1], [1, 1, 1], [1, -1, -1], [1, 1, -1]])
+    given = torch.ones(1, 3), codes, torch.tensor([1]), torch.tensor([1, 0, 1, 1])
+    curves = [hamming.precision_at_recall(*given, (0.3, 0.7, 1.0), ties) for ties in ("expected", "stable")]
+    for curve in curves:
+        assert curve.tolist() == pytest.approx([50, 200 / 3, 75])
 
 
 def test_the_first_k_relevant_ones_are_another_measure_than_precision_at_k():
@@ -255,10 +297,19 @@ def test_impossible_depths_recalls_and_radii_are_refused():
     for call in (
         lambda: hamming.precision_at(*WORLD, (0,)),
         lambda: hamming.precision_at(*WORLD, (7,)),
+        lambda: hamming.precision_at(*WORLD, (1, 1.5)),
+        lambda: hamming.precision_at(*WORLD, (True,)),
+        lambda: hamming.precision_at(*WORLD, ()),
         lambda: hamming.precision_at_recall(*WORLD, (0.0,)),
+        lambda: hamming.precision_at_recall(*WORLD, (1.1,)),
         lambda: hamming.precision_at_recall(*WORLD, ()),
+        lambda: hamming.precision_at_recall(*WORLD, (float("nan"),)),
+        lambda: hamming.precision_at_recall(*WORLD, (0.5, float("nan"))),
+        lambda: hamming.precision_at_recall(*WORLD, (0.5,), "best"),
         lambda: hamming.precision_within(*WORLD, -1),
+        lambda: hamming.precision_within(*WORLD, 1.5),
         lambda: hamming.map_first_k_relevant(*WORLD, 0),
+        lambda: hamming.map_first_k_relevant(*WORLD, 1.5),
     ):
         with pytest.raises(ValueError, match="expected"):
             call()

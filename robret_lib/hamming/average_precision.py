@@ -164,12 +164,16 @@ def _cut(value: float, items: int, relevant: int, nearer: int, found: int, depth
 
 
 def _hypergeometric(hits: np.ndarray, items: int, relevant: int, room: int) -> np.ndarray:
-    """How likely each number of relevant ones is among ``room`` of the items, for all numbers that can be.
-
-    From the ratios of neighbors, which are small numbers, where the factorials of a large gallery lose digits.
-    """
+    """How likely each number of relevant ones is among ``room`` of the items, for all numbers that can be."""
     at = hits[:-1].astype(float)
-    ratios = (relevant - at) * (room - at) / ((at + 1) * (items - relevant - room + at + 1))
+    return shares_of((relevant - at) * (room - at) / ((at + 1) * (items - relevant - room + at + 1)))
+
+
+def shares_of(ratios: np.ndarray) -> np.ndarray:
+    """Probabilities ``[n + 1]`` with sum 1, from the ratio ``[n]`` of each but the first to the one before it.
+
+    Ratios of neighbors are small numbers, where the factorials of a large gallery lose digits.
+    """
     logs = np.concatenate([[0.0], np.cumsum(np.log(ratios))])
     shares = np.exp(logs - logs.max())
     return shares / shares.sum()
