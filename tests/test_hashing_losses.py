@@ -19,6 +19,7 @@ from robret_lib.hashing import (
     GreedyHash,
     HashNet,
     Known,
+    KnownCodes,
     OrthoHash,
     center_of_labels,
     hadamard_centers,
@@ -285,6 +286,38 @@ def test_codes_of_dsdh_are_fitted_bit_by_bit():
             assert misfit(turned) >= fitted - 1e-9
     gradient = 2 * loss.mu * loss.binary @ (loss.binary.T @ loss.classifier - known.labels.double())
     assert (gradient + 2 * loss.nu * loss.classifier).abs().max() < 60  # codes moved once after the last fit of W
+
+
+@pytest.mark.parametrize(
+    ("codes", "labels", "message"),
+    [
+        (torch.zeros(9, 6), torch.ones(9, 3), "9 known codes of 6 bits: expected 12 of 6; .*unseen='zeros'"),
+        (torch.zeros(12, 5), torch.ones(12, 3), "12 known codes of 5 bits: expected 12 of 6"),
+        (torch.zeros(12, 6), torch.ones(12, 4), r"labels of shape \(12, 4\): expected 3 classes"),
+        (torch.zeros(12, 6), torch.arange(12), "labels 0 to 11: expected 3 classes"),
+    ],
+)
+def test_dsdh_is_fitted_to_the_whole_training_set_only(codes, labels, message):
+    loss = DSDH(12, 3, 6)
+    with pytest.raises(ValueError, match=message):
+        loss.between_epochs(Known(codes, labels))
+    assert not loss.classifier.any() and (loss.binary == 1).all()
+
+
+def test_dsdh_takes_images_not_seen_yet_as_zeros_without_labels():
+    """The others are fitted, and the same as with class numbers, once all have been seen."""
+    labels = torch.nn.functional.one_hot(torch.arange(12) % 3, 3)
+    known = KnownCodes(labels, 6, "zeros")
+    codes = torch.rand(12, 6, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    known.with_batch(torch.arange(8), codes[:8])
+    partly, whole, by_number = (DSDH(12, 3, 6) for _ in range(3))
+    partly.between_epochs(known.all())
+    assert torch.equal(partly.binary[:, :8].T, codes[:8].sign())
+    assert partly.classifier.isfinite().all() and partly.classifier.any()
+    known.fill(codes)
+    whole.between_epochs(known.all())
+    by_number.between_epochs(Known(codes, torch.arange(12) % 3))
+    assert torch.equal(whole.binary, by_number.binary) and torch.equal(whole.classifier, by_number.classifier)
 
 
 def test_only_the_first_term_of_dsdh_has_a_gradient():
