@@ -294,6 +294,13 @@ def test_codes_and_classifier_are_fitted_between_epochs_and_at_no_other_time(mon
     assert fitted == [SIZE] * 3  # before the first step of the second, third and fourth
 
 
+def test_a_pass_may_end_with_a_batch_of_one_image():
+    """OrthoHash alone looks at the spread within a batch."""
+    objective = an_objective("OrthoHash")
+    history = train(small_model(), some_split(), objective, Schedule(steps=7, batch=6, lr=0.05))
+    assert SIZE % 6 == 1 and history[-1]["loss"] > 0 and objective.known.seen.all()
+
+
 def test_classifier_and_codes_of_dsdh_come_from_the_codes_that_are_known():
     split, objective = some_split(), an_objective("DSDH")
     train(small_model(), split, objective, SCHEDULE)

@@ -186,6 +186,26 @@ def test_csq_gives_images_without_labels_one_fixed_code():
     assert torch.equal(CSQ(4, 8).undecided, loss.undecided)
 
 
+def test_to_orthohash_a_lone_image_is_normalized_by_the_batches_before_it():
+    """As in evaluation; the remainder of a pass may be one image, which has no spread."""
+    loss, batch = OrthoHash(4, 8).double(), drawn(6)
+    labels = torch.nn.functional.one_hot(torch.arange(6) % 4, 4)
+    loss(Batch(batch.outputs, labels, batch.known))
+    kept = {name: value.clone() for name, value in loss.state_dict().items()}
+    outputs = batch.outputs[:1].detach().requires_grad_(True)
+    lone = Batch(outputs, labels[:1], batch.known)
+    found = loss(lone)
+    found.backward()
+    assert outputs.grad.any()
+    assert all(torch.equal(value, kept[name]) for name, value in loss.state_dict().items())
+    layer = loss.normalization
+    spread = (layer.running_var + layer.eps).sqrt()
+    cosines = torch.nn.functional.normalize((outputs - layer.running_mean) / spread) @ loss.centers.T
+    expected = torch.nn.functional.cross_entropy(8 * (cosines - 0.2 * labels[:1]), labels[:1].double())
+    assert found.item() == pytest.approx(expected.item())
+    assert loss.eval()(lone).item() == pytest.approx(expected.item())
+
+
 @of_every_loss
 def test_large_outputs_have_a_loss(name):
     batch = drawn(6)

@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import batch_norm, normalize
 
 from robret_lib.fields import check_number
 from robret_lib.hashing.batch import Batch
@@ -33,7 +33,14 @@ class OrthoHash(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Scalar."""
-        cosines = normalize(self.normalization(batch.outputs)) @ self.centers.T.to(batch.outputs)
+        cosines = normalize(self._normalized(batch.outputs)) @ self.centers.T.to(batch.outputs)
         present = batch.multi_hot
         logs = (self.scale * (cosines - self.margin * present)).log_softmax(1)
         return -(present / present.sum(1, keepdim=True).clamp(min=1) * logs).sum(1).mean()
+
+    def _normalized(self, outputs: Tensor) -> Tensor:
+        """By the batch; a lone image, the remainder of a pass, has no statistics: by those of the batches before it."""
+        if len(outputs) > 1:
+            return self.normalization(outputs)
+        layer = self.normalization
+        return batch_norm(outputs, layer.running_mean, layer.running_var, layer.weight, layer.bias, eps=layer.eps)
