@@ -1,6 +1,7 @@
 """Hashing losses against numbers computed by hand, slow loops, and what their formulas promise."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from robret_lib.hashing import (
     random_centers,
     sliced_wasserstein,
 )
+from robret_lib.hashing.centers import each_once
 
 BITS = 4
 CODES = torch.tensor(
@@ -254,6 +256,40 @@ def test_centers_are_codes_far_apart(classes, bits):
         assert distances.min() > 0
 
 
+@pytest.mark.parametrize(("classes", "bits"), [(9, 4), (16, 4), (8, 3), (200, 8), (3000, 16)])
+@pytest.mark.parametrize("made", [CSQ, DPN, OrthoHash])
+def test_as_many_classes_as_there_are_codes_have_one_each(classes, bits, made):
+    """Balanced ones alone would not do: there are 6 of 4 bits, 70 of 8; and among 3,000 random ones some are equal."""
+    centers = made(classes, bits).centers
+    assert centers.shape == (classes, bits) and len(centers.unique(dim=0)) == classes
+    assert torch.equal(made(classes, bits).centers, centers)
+    if classes == 2**bits:
+        assert set(map(tuple, centers.sign().tolist())) == set(product((-1.0, 1.0), repeat=bits))
+
+
+@pytest.mark.parametrize("made", [hadamard_centers, CSQ, DPN, OrthoHash])
+@pytest.mark.parametrize(("classes", "bits"), [(17, 4), (3, 1), (10**7, 8)])
+def test_more_classes_than_codes_are_refused(made, classes, bits):
+    with pytest.raises(ValueError, match=f"classes={classes}, bits={bits}: expected at most {2**bits} classes"):
+        made(classes, bits)
+
+
+def test_centers_that_differ_stay_as_they_are_and_draw_nothing():
+    """Networks that are trained by them depend on it, to the code for undecided bits, which is drawn next."""
+    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    centers = random_centers(10, 16, generators[0])
+    assert torch.equal(each_once(random_centers(10, 16, generators[1]), generators[1]), centers)
+    assert torch.equal(generators[0].get_state(), generators[1].get_state())
+    assert torch.equal(hadamard_centers(16, 8, generators[0])[8:], -hadamard_centers(8, 8))
+    assert torch.equal(generators[0].get_state(), generators[1].get_state())
+
+
+def test_of_centers_that_come_twice_the_first_stays():
+    centers = torch.tensor([[1.0, 1], [-1, 1], [1, 1], [-1, -1]])
+    found = each_once(centers, torch.Generator().manual_seed(0))
+    assert found.tolist() == [[1, 1], [-1, 1], [-1, -1], [1, -1]]
+
+
 def test_random_centers_are_balanced_and_follow_the_generator():
     made = [random_centers(7, 16, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
     assert torch.equal(made[0].sum(1), torch.zeros(7))
@@ -361,7 +397,20 @@ def test_the_quantizer_is_zero_for_fair_coins_and_grows_with_bias():
         (lambda: DPSH("saat"), "source='saat': expected one of"),
         (lambda: HashNet(0.0), "alpha=0.0: expected a finite number above 0"),
         (lambda: DCH(gamma=-1.0), "gamma=-1.0"),
-        (lambda: CSQ(0, 8), "classes=0, bits=8: expected at least 1"),
+        (lambda: CSQ(0, 8), "classes=0: expected a whole number of at least 1"),
+        (lambda: CSQ(3, 0), "bits=0"),
+        (lambda: CSQ(3, 8.0), "bits=8.0: expected a whole number"),
+        (lambda: CSQ(3, 8, -1.0), "quantization=-1.0"),
+        (lambda: DPN(0, 4), "classes=0"),
+        (lambda: DPN(3, 0), "bits=0"),
+        (lambda: random_centers(3, True), "bits=True"),
+        (lambda: GreedyHash(0, 4), "classes=0"),
+        (lambda: GreedyHash(3, 0), "bits=0"),
+        (lambda: OrthoHash(0, 4), "classes=0"),
+        (lambda: OrthoHash(3, 0), "bits=0"),
+        (lambda: DSDH(0, 3, 8), "size=0"),
+        (lambda: DSDH(4, 0, 8), "classes=0"),
+        (lambda: DSDH(4, 3, 0), "bits=0"),
         (lambda: DPN(3, 8, margin=0.0), "margin=0.0"),
         (lambda: DSDH(4, 3, 8, eta=float("nan")), "eta=nan"),
     ],
