@@ -86,6 +86,26 @@ def test_weights_of_labels_in_common(weights, expected):
     assert torch.equal(found > 0, relevance(labels, others))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_codes": CODES / 2}, "train codes with other values than -1 and"),
+        ({"train_codes": CODES * torch.nan}, "train codes with other values than -1 and"),
+        ({"train_codes": CODES[0]}, r"train codes of shape \(4,\): expected \[N, bits\]"),
+        ({"train_codes": CODES[:0], "train_labels": LABELS[:0]}, r"train codes of shape \(0, 4\)"),
+        ({"train_codes": CODES[:3]}, "3 train codes and 4 labels: expected one for each"),
+        ({"train_labels": LABELS[:3]}, "4 train codes and 3 labels: expected one for each"),
+        ({"labels": LABELS[:, :2]}, "expected both int"),
+        ({"labels": torch.arange(4)}, "expected both int"),
+        ({"labels": LABELS * 0.5}, "other values than 0 and 1"),
+    ],
+)
+def test_codes_and_labels_that_do_not_fit_are_refused(change, message):
+    given = {"labels": LABELS, "train_codes": CODES, "train_labels": LABELS} | change
+    with pytest.raises(ValueError, match=message):
+        center_code(**given)
+
+
 def test_unknown_weights_are_refused():
     with pytest.raises(ValueError, match="weights='mean': expected one of"):
         center_code(LABELS, CODES, LABELS, "mean")

@@ -192,8 +192,50 @@ def test_the_curve_of_precision_over_recall(seed):
             depth = next(n for n in range(1, 21) if sum(hits[:n]) == wanted)
             row.append(100 * wanted / depth)
         expected += [row] if row else []
-    found = hamming.precision_at_recall(*given, recalls)
+    found = hamming.precision_at_recall(*given, recalls, "stable")
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64).mean(0))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=seeds, multi_hot=st.booleans())
+def test_the_curve_is_the_mean_over_all_orders_of_ties(seed, multi_hot):
+    given = world(seed, n_queries=2, n_gallery=6, bits=2, multi_hot=multi_hot)
+    recalls, rows = (0.01, 0.4, 0.5, 0.7, 1.0), []
+    for items in distances_and_hits(*given):
+        if any(hit for _, hit in items):
+            rows.append(np.mean([slow_curve(ranking, recalls) for ranking in rankings(items)], axis=0))
+    if rows:
+        found = hamming.precision_at_recall(*given, recalls)
+        assert found.tolist() == pytest.approx((100 * np.mean(rows, axis=0)).tolist())
+
+
+def slow_curve(hits, recalls):
+    places = [place for place, hit in enumerate(hits, start=1) if hit]
+    wanted = [max(1, floor(recall * len(places) + 1e-9)) for recall in recalls]
+    return [count / places[count - 1] for count in wanted]
+
+
+def test_the_curve_of_a_large_gallery_of_ties_by_fractions():
+    """The 100th of 300 relevant ones among 2,000, after five others that are nearer."""
+    items, relevant, nearer, nth = 2000, 300, 5, 100
+    expected = sum(
+        Fraction(comb(place - 1, nth - 1) * comb(items - place, relevant - nth), nearer + place)
+        for place in range(nth, items - relevant + nth + 1)
+    )
+    gallery = torch.ones(nearer + items, 4)
+    gallery[nearer:, 0] = -1
+    labels = torch.zeros(nearer + items, dtype=torch.long)
+    labels[nearer : nearer + relevant] = 1
+    found = hamming.precision_at_recall(torch.ones(1, 4), gallery, torch.tensor([1]), labels, (nth / relevant,))
+    assert found.item() == pytest.approx(float(100 * nth * expected / comb(items, relevant)), rel=1e-11)
+
+
+def test_without_ties_the_order_of_the_gallery_does_not_matter_to_the_curve():
+    codes = torch.tensor([[-1, -1, -1], [1, 1, 1], [1, -1, -1], [1, 1, -1]])
+    given = torch.ones(1, 3), codes, torch.tensor([1]), torch.tensor([1, 0, 1, 1])
+    curves = [hamming.precision_at_recall(*given, (0.3, 0.7, 1.0), ties) for ties in ("expected", "stable")]
+    for curve in curves:
+        assert curve.tolist() == pytest.approx([50, 200 / 3, 75])
 
 
 def test_the_first_k_relevant_ones_are_another_measure_than_precision_at_k():
@@ -238,7 +280,9 @@ def test_codes_may_have_any_type(dtype):
         ({0: QUERIES[:0], 2: QUERY_LABELS[:0]}, ValueError, r"query codes of shape \(0, 4\)"),
         ({2: QUERY_LABELS[:1]}, DataError, "2 query codes and 1 labels"),
         ({3: GALLERY_LABELS[:, 0]}, DataError, "expected both"),
-        ({4: 0}, ValueError, "top_k=0: expected at least 1, or None"),
+        ({4: 0}, ValueError, "top_k=0: expected a whole number of at least 1"),
+        ({4: True}, ValueError, "top_k=True: expected a whole number"),
+        ({4: 2.5}, ValueError, "top_k=2.5: expected a whole number"),
         ({5: "random"}, ValueError, "ties='random': expected one of"),
         ({4: 3, 5: "best"}, ValueError, "ties='best' with top_k=3: expected top_k=None"),
     ],
@@ -253,10 +297,19 @@ def test_impossible_depths_recalls_and_radii_are_refused():
     for call in (
         lambda: hamming.precision_at(*WORLD, (0,)),
         lambda: hamming.precision_at(*WORLD, (7,)),
+        lambda: hamming.precision_at(*WORLD, (1, 1.5)),
+        lambda: hamming.precision_at(*WORLD, (True,)),
+        lambda: hamming.precision_at(*WORLD, ()),
         lambda: hamming.precision_at_recall(*WORLD, (0.0,)),
+        lambda: hamming.precision_at_recall(*WORLD, (1.1,)),
         lambda: hamming.precision_at_recall(*WORLD, ()),
+        lambda: hamming.precision_at_recall(*WORLD, (float("nan"),)),
+        lambda: hamming.precision_at_recall(*WORLD, (0.5, float("nan"))),
+        lambda: hamming.precision_at_recall(*WORLD, (0.5,), "best"),
         lambda: hamming.precision_within(*WORLD, -1),
+        lambda: hamming.precision_within(*WORLD, 1.5),
         lambda: hamming.map_first_k_relevant(*WORLD, 0),
+        lambda: hamming.map_first_k_relevant(*WORLD, 1.5),
     ):
         with pytest.raises(ValueError, match="expected"):
             call()
@@ -273,6 +326,35 @@ def test_a_protocol_measures_and_says_how():
     found = hamming.MapProtocol("a toy", 3, "stable").measure(*WORLD)
     assert found.percent == pytest.approx(hamming.hamming_map(*WORLD, 3, "stable"))
     assert str(found.protocol) == "MAP@3 on a toy, ties stable, queries without an answer zero"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": ""}, "data='': expected the data set"),
+        ({"data": None}, "data=None: expected the data set"),
+        ({"top_k": 0}, "top_k=0: expected a whole number of at least 1"),
+        ({"top_k": True}, "top_k=True: expected a whole number"),
+        ({"ties": "random"}, "ties='random': expected one of"),
+        ({"unanswered": "one"}, "unanswered='one': expected one of"),
+    ],
+)
+def test_a_protocol_that_cannot_be_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        hamming.MapProtocol(**({"data": "a toy"} | change))
+
+
+@pytest.mark.parametrize("unanswered", ["zero", "left out"])
+def test_a_protocol_leaves_out_the_queries_own_items(unanswered):
+    """The last one has no answer but itself."""
+    codes, labels = GALLERY, torch.tensor([0, 1, 0, 1, 0, 2])
+    given, own = (codes, codes, labels, labels), torch.arange(6)
+    expected = hamming.average_precisions(*given, own=own)
+    assert expected[:5].all() and expected[5] == 0
+    counted = expected if unanswered == "zero" else expected[:5]
+    found = hamming.MapProtocol("a toy", unanswered=unanswered).measure(*given, own=own)
+    assert torch.equal(found.by_query, counted)
+    assert found.percent == pytest.approx(100 * counted.mean().item())
 
 
 def test_queries_without_an_answer_count_zero_or_not_at_all():
@@ -321,6 +403,14 @@ def test_a_query_that_is_an_item_does_not_find_itself(ties, top_k):
 
 def test_a_position_that_is_not_there_is_refused():
     codes, labels = torch.ones(3, 4), torch.tensor([0, 0, 1])
-    for own in (torch.tensor([0, 1, 3]), torch.tensor([0, 1]), torch.tensor([0.0, 1.0, 2.0])):
-        with pytest.raises(ValueError, match="expected a gallery position below 3"):
+    impossible = {
+        r"own of shape \(3,\), torch.int64": torch.tensor([0, 1, 3]),
+        r"own of shape \(2,\), torch.int64": torch.tensor([0, 1]),
+        r"own of shape \(3,\), torch.float32": torch.tensor([0.0, 1.0, 2.0]),
+        r"own of shape \(3,\), torch.complex64": torch.tensor([0j, 1, 2]),
+        r"own of shape \(3,\), torch.bool": torch.tensor([True, False, True]),
+        "own is a list": [0, 1, 2],
+    }
+    for said, own in impossible.items():
+        with pytest.raises(ValueError, match=rf"{said}: expected int \[3\], a gallery position below 3"):
             hamming.average_precisions(codes, codes, labels, labels, own=own)

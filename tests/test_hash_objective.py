@@ -130,6 +130,26 @@ def test_another_word_for_the_unseen_is_refused():
         KnownCodes(torch.arange(3), 4, "ones")
 
 
+def test_class_numbers_cannot_be_zeros_for_the_unseen():
+    """Each of them would be a class, and the code of zeros similar to all codes of it."""
+    with pytest.raises(ValueError, match=r"unseen='zeros' with labels int \[N\]: expected multi-hot"):
+        KnownCodes(torch.arange(3), 4, "zeros")
+
+
+@pytest.mark.parametrize("bits", [0, -1, 4.0])
+def test_codes_without_bits_are_refused(bits):
+    with pytest.raises(ValueError, match=f"bits={bits}: expected a whole number of at least 1"):
+        KnownCodes(torch.arange(3), bits)
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 4), (3, 1), (2, 4)])
+def test_codes_of_another_shape_fill_in_nothing(shape):
+    known = KnownCodes(torch.arange(3), 4)
+    with pytest.raises(ValueError, match=r"codes of shape \(.*\): expected \(3, 4\)"):
+        known.fill(torch.ones(shape))
+    assert not known.seen.any()
+
+
 # Sharpness
 
 
@@ -179,6 +199,12 @@ def test_the_quantizer_stands_beside_the_loss():
         losses.append(objective(model, split.images[:6], split.labels[:6], seeded(3)))
     codes = torch.tanh(model(split.images[:6]))
     torch.testing.assert_close(losses[1], losses[0] + 0.1 * sliced_wasserstein(codes, seeded(3)))
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf"), None])
+def test_an_impossible_weight_of_the_quantizer_is_refused(weight):
+    with pytest.raises(ValueError, match=f"quantizer={weight}: expected a finite number of at least 0"):
+        HashObjective(DPH(), known_of(some_split()), quantizer=weight)
 
 
 # In a training
@@ -266,6 +292,13 @@ def test_codes_and_classifier_are_fitted_between_epochs_and_at_no_other_time(mon
     monkeypatch.setattr(DSDH, "between_epochs", lambda self, known: fitted.append(len(known.codes)))
     train(small_model(), some_split(), an_objective("DSDH"), SCHEDULE)
     assert fitted == [SIZE] * 3  # before the first step of the second, third and fourth
+
+
+def test_a_pass_may_end_with_a_batch_of_one_image():
+    """OrthoHash alone looks at the spread within a batch."""
+    objective = an_objective("OrthoHash")
+    history = train(small_model(), some_split(), objective, Schedule(steps=7, batch=6, lr=0.05))
+    assert SIZE % 6 == 1 and history[-1]["loss"] > 0 and objective.known.seen.all()
 
 
 def test_classifier_and_codes_of_dsdh_come_from_the_codes_that_are_known():

@@ -1,6 +1,7 @@
 """Hashing losses against numbers computed by hand, slow loops, and what their formulas promise."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -19,12 +20,14 @@ from robret_lib.hashing import (
     GreedyHash,
     HashNet,
     Known,
+    KnownCodes,
     OrthoHash,
     center_of_labels,
     hadamard_centers,
     random_centers,
     sliced_wasserstein,
 )
+from robret_lib.hashing.centers import each_once
 
 BITS = 4
 CODES = torch.tensor(
@@ -185,6 +188,26 @@ def test_csq_gives_images_without_labels_one_fixed_code():
     assert torch.equal(CSQ(4, 8).undecided, loss.undecided)
 
 
+def test_to_orthohash_a_lone_image_is_normalized_by_the_batches_before_it():
+    """As in evaluation; the remainder of a pass may be one image, which has no spread."""
+    loss, batch = OrthoHash(4, 8).double(), drawn(6)
+    labels = torch.nn.functional.one_hot(torch.arange(6) % 4, 4)
+    loss(Batch(batch.outputs, labels, batch.known))
+    kept = {name: value.clone() for name, value in loss.state_dict().items()}
+    outputs = batch.outputs[:1].detach().requires_grad_(True)
+    lone = Batch(outputs, labels[:1], batch.known)
+    found = loss(lone)
+    found.backward()
+    assert outputs.grad.any()
+    assert all(torch.equal(value, kept[name]) for name, value in loss.state_dict().items())
+    layer = loss.normalization
+    spread = (layer.running_var + layer.eps).sqrt()
+    cosines = torch.nn.functional.normalize((outputs - layer.running_mean) / spread) @ loss.centers.T
+    expected = torch.nn.functional.cross_entropy(8 * (cosines - 0.2 * labels[:1]), labels[:1].double())
+    assert found.item() == pytest.approx(expected.item())
+    assert loss.eval()(lone).item() == pytest.approx(expected.item())
+
+
 @of_every_loss
 def test_large_outputs_have_a_loss(name):
     batch = drawn(6)
@@ -231,6 +254,40 @@ def test_centers_are_codes_far_apart(classes, bits):
         assert set(distances.tolist()) <= {bits / 2, float(bits)}
     elif classes > 1:
         assert distances.min() > 0
+
+
+@pytest.mark.parametrize(("classes", "bits"), [(9, 4), (16, 4), (8, 3), (200, 8), (3000, 16)])
+@pytest.mark.parametrize("made", [CSQ, DPN, OrthoHash])
+def test_as_many_classes_as_there_are_codes_have_one_each(classes, bits, made):
+    """Balanced ones alone would not do: there are 6 of 4 bits, 70 of 8; and among 3,000 random ones some are equal."""
+    centers = made(classes, bits).centers
+    assert centers.shape == (classes, bits) and len(centers.unique(dim=0)) == classes
+    assert torch.equal(made(classes, bits).centers, centers)
+    if classes == 2**bits:
+        assert set(map(tuple, centers.sign().tolist())) == set(product((-1.0, 1.0), repeat=bits))
+
+
+@pytest.mark.parametrize("made", [hadamard_centers, CSQ, DPN, OrthoHash])
+@pytest.mark.parametrize(("classes", "bits"), [(17, 4), (3, 1), (10**7, 8)])
+def test_more_classes_than_codes_are_refused(made, classes, bits):
+    with pytest.raises(ValueError, match=f"classes={classes}, bits={bits}: expected at most {2**bits} classes"):
+        made(classes, bits)
+
+
+def test_centers_that_differ_stay_as_they_are_and_draw_nothing():
+    """Networks that are trained by them depend on it, to the code for undecided bits, which is drawn next."""
+    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    centers = random_centers(10, 16, generators[0])
+    assert torch.equal(each_once(random_centers(10, 16, generators[1]), generators[1]), centers)
+    assert torch.equal(generators[0].get_state(), generators[1].get_state())
+    assert torch.equal(hadamard_centers(16, 8, generators[0])[8:], -hadamard_centers(8, 8))
+    assert torch.equal(generators[0].get_state(), generators[1].get_state())
+
+
+def test_of_centers_that_come_twice_the_first_stays():
+    centers = torch.tensor([[1.0, 1], [-1, 1], [1, 1], [-1, -1]])
+    found = each_once(centers, torch.Generator().manual_seed(0))
+    assert found.tolist() == [[1, 1], [-1, 1], [-1, -1], [1, -1]]
 
 
 def test_random_centers_are_balanced_and_follow_the_generator():
@@ -287,6 +344,38 @@ def test_codes_of_dsdh_are_fitted_bit_by_bit():
     assert (gradient + 2 * loss.nu * loss.classifier).abs().max() < 60  # codes moved once after the last fit of W
 
 
+@pytest.mark.parametrize(
+    ("codes", "labels", "message"),
+    [
+        (torch.zeros(9, 6), torch.ones(9, 3), "9 known codes of 6 bits: expected 12 of 6; .*unseen='zeros'"),
+        (torch.zeros(12, 5), torch.ones(12, 3), "12 known codes of 5 bits: expected 12 of 6"),
+        (torch.zeros(12, 6), torch.ones(12, 4), r"labels of shape \(12, 4\): expected 3 classes"),
+        (torch.zeros(12, 6), torch.arange(12), "labels 0 to 11: expected 3 classes"),
+    ],
+)
+def test_dsdh_is_fitted_to_the_whole_training_set_only(codes, labels, message):
+    loss = DSDH(12, 3, 6)
+    with pytest.raises(ValueError, match=message):
+        loss.between_epochs(Known(codes, labels))
+    assert not loss.classifier.any() and (loss.binary == 1).all()
+
+
+def test_dsdh_takes_images_not_seen_yet_as_zeros_without_labels():
+    """The others are fitted, and the same as with class numbers, once all have been seen."""
+    labels = torch.nn.functional.one_hot(torch.arange(12) % 3, 3)
+    known = KnownCodes(labels, 6, "zeros")
+    codes = torch.rand(12, 6, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    known.with_batch(torch.arange(8), codes[:8])
+    partly, whole, by_number = (DSDH(12, 3, 6) for _ in range(3))
+    partly.between_epochs(known.all())
+    assert torch.equal(partly.binary[:, :8].T, codes[:8].sign())
+    assert partly.classifier.isfinite().all() and partly.classifier.any()
+    known.fill(codes)
+    whole.between_epochs(known.all())
+    by_number.between_epochs(Known(codes, torch.arange(12) % 3))
+    assert torch.equal(whole.binary, by_number.binary) and torch.equal(whole.classifier, by_number.classifier)
+
+
 def test_only_the_first_term_of_dsdh_has_a_gradient():
     loss, batch = DSDH(10, 4, 8).double(), drawn(3)
     outputs = [batch.outputs.detach().requires_grad_(True) for _ in range(2)]
@@ -308,7 +397,20 @@ def test_the_quantizer_is_zero_for_fair_coins_and_grows_with_bias():
         (lambda: DPSH("saat"), "source='saat': expected one of"),
         (lambda: HashNet(0.0), "alpha=0.0: expected a finite number above 0"),
         (lambda: DCH(gamma=-1.0), "gamma=-1.0"),
-        (lambda: CSQ(0, 8), "classes=0, bits=8: expected at least 1"),
+        (lambda: CSQ(0, 8), "classes=0: expected a whole number of at least 1"),
+        (lambda: CSQ(3, 0), "bits=0"),
+        (lambda: CSQ(3, 8.0), "bits=8.0: expected a whole number"),
+        (lambda: CSQ(3, 8, -1.0), "quantization=-1.0"),
+        (lambda: DPN(0, 4), "classes=0"),
+        (lambda: DPN(3, 0), "bits=0"),
+        (lambda: random_centers(3, True), "bits=True"),
+        (lambda: GreedyHash(0, 4), "classes=0"),
+        (lambda: GreedyHash(3, 0), "bits=0"),
+        (lambda: OrthoHash(0, 4), "classes=0"),
+        (lambda: OrthoHash(3, 0), "bits=0"),
+        (lambda: DSDH(0, 3, 8), "size=0"),
+        (lambda: DSDH(4, 0, 8), "classes=0"),
+        (lambda: DSDH(4, 3, 0), "bits=0"),
         (lambda: DPN(3, 8, margin=0.0), "margin=0.0"),
         (lambda: DSDH(4, 3, 8, eta=float("nan")), "eta=nan"),
     ],

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robret_lib.fields import check_count
 from robret_lib.hamming.lists import Groups, Lists
 
 Ties = Literal["expected", "stable", "best", "worst"]
@@ -54,16 +55,15 @@ def average_precisions(
             that shares a label, so that one without labels answers nothing.
         top_k: Depth k; None is the whole gallery, and so is a depth beyond it.
         ties: See `Ties`; "best" and "worst" are for the whole gallery.
-        own: Gallery positions ``[A]`` of the queries where they are items, which are then left out.
+        own: Gallery positions, int ``[A]``, of the queries where they are items, which are then left out.
 
     Raises:
-        ValueError: No such codes, an impossible depth, or an unknown rule for ties.
+        ValueError: No such codes, an impossible depth, an unknown rule for ties, or positions that are not there.
         DataError: No such labels, or not as many as codes.
     """
     if ties not in get_args(Ties):
         raise ValueError(f"ties={ties!r}: expected one of {get_args(Ties)}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k={top_k}: expected at least 1, or None for the whole gallery")
+    check_depth(top_k)
     lists = Lists(query_codes, gallery_codes, query_labels, gallery_labels, own)
     cut = top_k is not None and top_k < lists.size
     if ties == "stable":
@@ -86,10 +86,15 @@ def map_first_k_relevant(
     Cross-modal codes call it MAP@k (DCMH's PyTorch port, `calc_map_k`). With k = all of them it is MAP; with fewer it
     is not MAP@k. Arguments and errors as in `average_precisions`.
     """
-    if k < 1:
-        raise ValueError(f"k={k}: expected at least 1")
+    check_count("k", k)
     lists = Lists(query_codes, gallery_codes, query_labels, gallery_labels)
     return 100 * float(np.mean([_mean_precision(np.flatnonzero(hits)[:k]) for hits in lists.ranked()]))
+
+
+def check_depth(top_k: int | None) -> None:
+    """Raise a ValueError unless it is a whole number of at least 1, or None."""
+    if top_k is not None:
+        check_count("top_k", top_k)
 
 
 def _mean_precision(positions: np.ndarray) -> float:
@@ -159,12 +164,16 @@ def _cut(value: float, items: int, relevant: int, nearer: int, found: int, depth
 
 
 def _hypergeometric(hits: np.ndarray, items: int, relevant: int, room: int) -> np.ndarray:
-    """How likely each number of relevant ones is among ``room`` of the items, for all numbers that can be.
-
-    From the ratios of neighbors, which are small numbers, where the factorials of a large gallery lose digits.
-    """
+    """How likely each number of relevant ones is among ``room`` of the items, for all numbers that can be."""
     at = hits[:-1].astype(float)
-    ratios = (relevant - at) * (room - at) / ((at + 1) * (items - relevant - room + at + 1))
+    return shares_of((relevant - at) * (room - at) / ((at + 1) * (items - relevant - room + at + 1)))
+
+
+def shares_of(ratios: np.ndarray) -> np.ndarray:
+    """Probabilities ``[n + 1]`` with sum 1, from the ratio ``[n]`` of each but the first to the one before it.
+
+    Ratios of neighbors are small numbers, where the factorials of a large gallery lose digits.
+    """
     logs = np.concatenate([[0.0], np.cumsum(np.log(ratios))])
     shares = np.exp(logs - logs.max())
     return shares / shares.sum()

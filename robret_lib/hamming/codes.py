@@ -36,13 +36,22 @@ def check_codes(queries: Tensor, gallery: Tensor) -> None:
     Raises:
         ValueError: if not.
     """
-    for what, codes in (("query", queries), ("gallery", gallery)):
-        if codes.ndim != 2 or 0 in codes.shape:
-            raise ValueError(f"{what} codes of shape {tuple(codes.shape)}: expected [N, bits]")
-        if not ((codes == 1) | (codes == -1)).all():
-            raise ValueError(f"{what} codes with other values than -1 and +1: see hamming.codes_of")
+    check_binary("query", queries)
+    check_binary("gallery", gallery)
     if queries.shape[1] != gallery.shape[1]:
         raise ValueError(f"query codes of {queries.shape[1]} bits, gallery codes of {gallery.shape[1]}")
+
+
+def check_binary(what: str, codes: Tensor) -> None:
+    """Check that codes, of what a message calls them, are in {-1, +1} ``[N, bits]``, in any dtype, and at least one.
+
+    Raises:
+        ValueError: if not.
+    """
+    if codes.ndim != 2 or 0 in codes.shape:
+        raise ValueError(f"{what} codes of shape {tuple(codes.shape)}: expected [N, bits]")
+    if not ((codes == 1) | (codes == -1)).all():
+        raise ValueError(f"{what} codes with other values than -1 and +1: see hamming.codes_of")
 
 
 def words_of(bits: Tensor) -> np.ndarray:

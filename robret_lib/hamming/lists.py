@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from robret_lib.data import DataError, same_kind
@@ -93,6 +94,10 @@ class Lists:
 def _checked(own: Tensor | None, queries: int, items: int) -> list[int | None]:
     if own is None:
         return [None] * queries
-    if own.shape != (queries,) or own.is_floating_point() or own.min() < 0 or own.max() >= items:
-        raise ValueError(f"own of shape {tuple(own.shape)}: expected a gallery position below {items} of each query")
+    expected = f"expected int [{queries}], a gallery position below {items} of each query"
+    if not isinstance(own, Tensor):
+        raise ValueError(f"own is a {type(own).__name__}: {expected}")
+    whole = not (own.is_floating_point() or own.is_complex() or own.dtype == torch.bool)
+    if own.shape != (queries,) or not whole or own.min() < 0 or own.max() >= items:
+        raise ValueError(f"own of shape {tuple(own.shape)}, {own.dtype}: {expected}")
     return own.tolist()

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
-from robret_lib.hamming.average_precision import Ties, average_precisions
+from robret_lib.hamming.average_precision import Ties, average_precisions, check_depth
 
 Unanswered = Literal["zero", "left out"]
 
@@ -20,6 +20,9 @@ class MapProtocol:
         top_k, ties: As in `average_precisions`.
         unanswered: What a query counts that no item of the gallery answers: "zero", as in most published codes; or
             "left out", as in DHTA's, which has fewer queries then.
+
+    Raises:
+        ValueError: No such rule, an impossible depth, or no words.
     """
 
     data: str
@@ -27,18 +30,31 @@ class MapProtocol:
     ties: Ties = "expected"
     unanswered: Unanswered = "zero"
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.data, str) or not self.data:
+            raise ValueError(f"data={self.data!r}: expected the data set and how it was split, in words")
+        check_depth(self.top_k)
+        for name, known in (("ties", Ties), ("unanswered", Unanswered)):
+            if getattr(self, name) not in get_args(known):
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {get_args(known)}")
+
     def measure(
-        self, query_codes: Tensor, gallery_codes: Tensor, query_labels: Tensor, gallery_labels: Tensor
+        self,
+        query_codes: Tensor,
+        gallery_codes: Tensor,
+        query_labels: Tensor,
+        gallery_labels: Tensor,
+        own: Tensor | None = None,
     ) -> "MeasuredMap":
         """The MAP of these codes. Arguments and errors as in `average_precisions`.
 
         Raises:
             ValueError: No query has an answer, and such queries are left out.
         """
-        found = average_precisions(query_codes, gallery_codes, query_labels, gallery_labels, self.top_k, self.ties)
+        given = query_codes, gallery_codes, query_labels, gallery_labels
+        found = average_precisions(*given, self.top_k, self.ties, own)
         if self.unanswered == "left out":
-            whole = average_precisions(query_codes, gallery_codes, query_labels, gallery_labels)
-            found = found[whole > 0]
+            found = found[average_precisions(*given, own=own) > 0]
             if not len(found):
                 raise ValueError("no query has an answer in the gallery, and such queries are left out")
         return MeasuredMap(100 * found.mean().item(), self, found)

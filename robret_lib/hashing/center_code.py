@@ -5,9 +5,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from robret_lib.data import relevance, same_kind
+from robret_lib.data import DataError, relevance, same_kind
 from robret_lib.hamming import codes_of
-from robret_lib.hamming.codes import check_codes
+from robret_lib.hamming.codes import check_binary
 
 Weights = Literal["binary", "jaccard", "cosine"]
 """How much a code that shares labels counts: all alike (CgAT as released); the share of labels in common, among those
@@ -52,9 +52,11 @@ def center_votes(
 
     Raises:
         ValueError: No codes, or no such weights.
-        DataError: No labels.
+        DataError: No labels, of other classes than those of the codes, or not as many as codes.
     """
-    check_codes(train_codes, train_codes)
+    check_binary("train", train_codes)
+    if len(train_codes) != len(train_labels):
+        raise DataError(f"{len(train_codes)} train codes and {len(train_labels)} labels: expected one for each")
     if weights not in get_args(Weights):
         raise ValueError(f"weights={weights!r}: expected one of {get_args(Weights)}")
     own = overlap(labels, train_labels.to(labels.device), weights).to(train_codes.device, torch.float64)

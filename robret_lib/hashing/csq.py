@@ -19,6 +19,9 @@ class CSQ(nn.Module):
         classes, bits: Of the data and the codes; see `centers.hadamard_centers`.
         quantization: lambda; 1e-4 in CgAT and DeepHash-pytorch, 0.05 in SAAT.
         seed: Of random centers, and of the bits on which several labels are even.
+
+    Raises:
+        ValueError: An impossible number, or more classes than there are codes.
     """
 
     centers: Tensor

@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
-from robret_lib.fields import check_number
+from robret_lib.data import multi_hot
+from robret_lib.fields import check_count, check_number
 from robret_lib.hashing.batch import Batch, Known, likelihood
 
 ROUNDS = 10
@@ -28,6 +28,8 @@ class DSDH(nn.Module):
 
     def __init__(self, size: int, classes: int, bits: int, mu: float = 1.0, nu: float = 1.0, eta: float = 55.0) -> None:
         super().__init__()
+        for name, count in (("size", size), ("classes", classes), ("bits", bits)):
+            check_count(name, count)
         for name, value in (("mu", mu), ("nu", nu), ("eta", eta)):
             check_number(name, value, above=0)
         self.mu, self.nu, self.eta = mu, nu, eta
@@ -42,8 +44,20 @@ class DSDH(nn.Module):
 
     @torch.no_grad()
     def between_epochs(self, known: Known) -> None:
-        """Fit W and B to the training set."""
-        labels = known.labels if known.labels.ndim == 2 else one_hot(known.labels, self.classifier.shape[1])
+        """Fit W and B to the training set.
+
+        All images take part, since B has a code for each: one that no batch has held yet with a code of zeros and no
+        label, as in the published codes (`KnownCodes` with unseen="zeros"; its "left out" will not do before that).
+
+        Raises:
+            ValueError: Not as many codes as images, or of another length.
+            DataError: Labels of other classes.
+        """
+        bits, size = self.binary.shape
+        if known.codes.shape != (size, bits):
+            given = f"{len(known.codes)} known codes of {known.codes.shape[1]} bits"
+            raise ValueError(f"{given}: expected {size} of {bits}; KnownCodes(unseen='zeros') has all from the start")
+        labels = multi_hot(known.labels, self.classifier.shape[1])
         labels, codes = labels.T.to(self.binary), known.codes.T.to(self.binary)
         for _ in range(ROUNDS):
             gram = self.binary @ self.binary.T + self.nu / self.mu * torch.eye(len(codes)).to(codes)

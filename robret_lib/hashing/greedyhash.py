@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from robret_lib.fields import check_number
+from robret_lib.fields import check_count, check_number
 from robret_lib.hashing.batch import Batch
 
 
@@ -14,13 +14,15 @@ class GreedyHash(nn.Module):
     to the cross-entropy (in CgAT's code it is one of the first class).
 
     Args:
-        classes, bits: Of the classifier.
+        classes, bits: Of the classifier, at least 1 each.
         quantization: lambda.
         learned: Whether the classifier is trained. In CgAT's code it never is: the optimizer does not know of it.
     """
 
     def __init__(self, classes: int, bits: int, quantization: float = 0.1, learned: bool = True) -> None:
         super().__init__()
+        check_count("classes", classes)
+        check_count("bits", bits)
         check_number("quantization", quantization, least=0)
         self.quantization, self.learned = quantization, learned
         self.classifier = nn.Linear(bits, classes, bias=False).requires_grad_(learned)

@@ -4,6 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from robret_lib.fields import check_count
 from robret_lib.hashing.batch import Known
 
 
@@ -16,7 +17,10 @@ class KnownCodes(nn.Module):
     Args:
         labels: Of the training set, int ``[N]`` or multi-hot ``[N, C]``.
         bits: Of a code.
-        unseen: "left out", or "zeros" as in the published codes, labels and all.
+        unseen: "left out", or "zeros" as in the published codes, labels and all, which are multi-hot then.
+
+    Raises:
+        ValueError: No bit, another word for the unseen, or "zeros" with int labels, of which none says "no label".
     """
 
     codes: Tensor
@@ -25,15 +29,24 @@ class KnownCodes(nn.Module):
 
     def __init__(self, labels: Tensor, bits: int, unseen: str = "left out") -> None:
         super().__init__()
+        check_count("bits", bits)
         if unseen not in ("left out", "zeros"):
             raise ValueError(f"unseen={unseen!r}: expected 'left out' or 'zeros'")
+        if unseen == "zeros" and labels.ndim == 1:
+            raise ValueError("unseen='zeros' with labels int [N]: expected multi-hot [N, C], which can be zeros too")
         self.unseen = unseen
         self.register_buffer("labels", labels.clone())
         self.register_buffer("codes", torch.zeros(len(labels), bits))
         self.register_buffer("seen", torch.zeros(len(labels), dtype=torch.bool))
 
     def fill(self, codes: Tensor) -> None:
-        """All codes ``[N, bits]`` at once, as of a network that is trained already."""
+        """All codes ``[N, bits]`` at once, as of a network that is trained already.
+
+        Raises:
+            ValueError: Codes of another shape.
+        """
+        if codes.shape != self.codes.shape:
+            raise ValueError(f"codes of shape {tuple(codes.shape)}: expected {tuple(self.codes.shape)}")
         self.codes.copy_(codes)
         self.seen.fill_(True)
 
@@ -59,7 +72,7 @@ class KnownCodes(nn.Module):
     def _kept(self, codes: Tensor, seen: Tensor) -> Known:
         if self.unseen == "left out":
             return Known(codes[seen], self.labels[seen])
-        return Known(codes, self.labels if self.labels.ndim == 1 else self.labels * seen[:, None])
+        return Known(codes, self.labels * seen[:, None])
 
 
 def _of_all_processes(part: Tensor) -> Tensor:

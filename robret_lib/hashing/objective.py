@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from robret_lib.data import multi_hot
+from robret_lib.fields import check_number
 from robret_lib.hashing.batch import Batch
 from robret_lib.hashing.continuation import Continuation, constant
 from robret_lib.hashing.known_codes import KnownCodes
@@ -18,6 +19,9 @@ class HashObjective(nn.Module):
         known: The codes of the training set.
         continuation: See `Continuation`.
         quantizer: Weight of `swd.sliced_wasserstein` beside the loss: 0.1 in SAAT's HSWD, CSQ-C and DSDH-C.
+
+    Raises:
+        ValueError: The weight is no finite number of at least 0.
     """
 
     epoch: Tensor
@@ -27,6 +31,7 @@ class HashObjective(nn.Module):
         self, loss: nn.Module, known: KnownCodes, continuation: Continuation = constant, quantizer: float = 0.0
     ) -> None:
         super().__init__()
+        check_number("quantizer", quantizer, least=0)
         self.loss, self.known, self.continuation, self.quantizer = loss, known, continuation, quantizer
         self._rows: Tensor | None = None
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))

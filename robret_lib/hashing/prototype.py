@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from robret_lib.data import multi_hot, relevance
 from robret_lib.fields import check_count, check_number
-from robret_lib.hamming.codes import check_codes
+from robret_lib.hamming.codes import check_binary
 from robret_lib.hashing.batch import Known, likelihood, quantization
 
 QUANTIZATION = 1e-4
@@ -165,7 +165,7 @@ def label_kinds(labels: Tensor, classes: int) -> Tensor:
 
 
 def _known(network: PrototypeNet, codes: Tensor, labels: Tensor, device: torch.device) -> Known:
-    check_codes(codes, codes)
+    check_binary("known", codes)
     bits = network.code[0].out_features
     if codes.shape[1] != bits or len(labels) != len(codes):
         given = f"codes of shape {tuple(codes.shape)} and {len(labels)} labels"
