@@ -60,9 +60,9 @@ def test_nine_votes_are_no_worse_than_one(network):
 
 def test_robust_map_falls_with_the_radius(network):
     levels = sorted(
-        (int(name.split()[-1].partition("/")[0]), metric["value"])
+        (float(name.split()[-1].partition("/")[0]), metric["value"])
         for name, metric in network.metrics.items()
         if name.startswith("robust MAP")
     )
     values = [value for _, value in levels]
-    assert len(values) == 4 and values == sorted(values, reverse=True) and values[0] < value(network, "benign")
+    assert len(values) >= 4 and values == sorted(values, reverse=True) and values[0] < value(network, "benign")

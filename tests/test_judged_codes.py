@@ -46,7 +46,7 @@ def write(tmp_path):
         found |= {name: sum(values) / len(values) for name, values in of_query.items()}
         details = {
             "asked": asked,
-            "recipe": {"bits": given["bits"], "source": "saat"} | (recipe or {}),
+            "recipe": {"bits": given["bits"], "method": "csq", "source": "saat"} | (recipe or {}),
             "of_query": of_query,
         }
         details |= {"steps": {name: 100 for name in of_query if "AutoPGD" not in name}, "curves": {}}
@@ -195,7 +195,9 @@ def test_an_attack_that_was_not_run_has_no_difference(write, only):
 def test_networks_stand_side_by_side(write, judged):
     write(label="DPH", metrics={"MAP@all": 81.25, "within": 3.0})
     write(metrics={"MAP@all": 70.0})
-    assert runs.codes_side_by_side(judged(), ["MAP@all", "within"], ["MAP", "within radius 2"]).splitlines() == [
+    assert runs.codes_side_by_side(
+        judged(), ["MAP@all", "within"], ["MAP", "within radius 2"], ["csq"]
+    ).splitlines() == [
         "| method | source | bits | MAP | within radius 2 |",
         "| --- | --- | ---: | ---: | ---: |",
         "| CSQ | saat | 16 | 70.0 | not run |",
@@ -210,7 +212,10 @@ def test_networks_of_different_protocols_stand_in_no_table(write, judged):
     with pytest.raises(runs.ResultError, match=f"'CSQ' and 'DPH' have different protocols: '{RANKED}' and '4 queries"):
         runs.codes_side_by_side(judged(), ["MAP@all"], ["MAP"])
     told = [runs.both_protocols(RANKED, f"{count} queries.") for count in (3, 4)]
-    same = [runs.JudgedCodes("a", 16, {}, {"recipe": {"source": "saat"}}, {}, protocol, {}) for protocol in told]
+    same = [
+        runs.JudgedCodes("a", 16, {}, {"recipe": {"method": "dph", "source": "saat"}}, {}, protocol, {})
+        for protocol in told
+    ]
     assert same[0].searched == same[1].searched == RANKED
     assert len(runs.codes_side_by_side(same, [], []).splitlines()) == 4
 

@@ -57,7 +57,7 @@ class MapProtocol:
             found = found[average_precisions(*given, own=own) > 0]
             if not len(found):
                 raise ValueError("no query has an answer in the gallery, and such queries are left out")
-        return MeasuredMap(100 * found.mean().item(), self, found)
+        return MeasuredMap(100 * found.mean().item(), self, found, own is not None)
 
     def __str__(self) -> str:
         depth = "all" if self.top_k is None else self.top_k
@@ -72,11 +72,19 @@ class MeasuredMap:
         percent: The mean.
         protocol: How.
         by_query: The average precision of each query that counts, in [0, 1].
+        without_itself: Whether queries are items of the gallery, each left out of its own ranking.
     """
 
     percent: float
     protocol: MapProtocol
     by_query: Tensor = field(repr=False)
+    without_itself: bool = False
+
+    @property
+    def decided_by(self) -> dict[str, object]:
+        """All that numbers of one table must have in common, by name."""
+        counted = {"queries": len(self.by_query), "without itself": self.without_itself}
+        return asdict(self.protocol) | counted
 
 
 def side_by_side(found: Mapping[str, MeasuredMap]) -> str:
@@ -87,10 +95,10 @@ def side_by_side(found: Mapping[str, MeasuredMap]) -> str:
     """
     if not found:
         raise ValueError("no MAP to put into a table")
-    protocols = [asdict(one.protocol) for one in found.values()]
+    protocols = [one.decided_by for one in found.values()]
     differing = [name for name in protocols[0] if len({each[name] for each in protocols}) > 1]
     if differing:
-        told = "; ".join(f"{label}: {one.protocol}" for label, one in found.items())
+        told = "; ".join(f"{label}: {one.protocol}, {len(one.by_query)} queries" for label, one in found.items())
         raise ValueError(f"MAPs of different {', '.join(differing)} in one table: {told}")
     rows = [f"| {label} | {one.percent:.1f} |" for label, one in found.items()]
     return "\n".join([f"{next(iter(found.values())).protocol}:", "", "| | MAP (%) |", "| --- | ---: |", *rows])

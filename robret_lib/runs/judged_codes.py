@@ -1,6 +1,6 @@
 """Hash networks as `workflow/judge_hashing.ipynb` has judged them, side by side."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,8 @@ from robret_lib.runs.comparison import results, with_error
 from robret_lib.runs.records import ResultError
 
 JUDGE = "judge_hashing"
+
+PUBLISHED_EPS = 8 / 255
 
 UNDER_ATTACK = " Under attack "
 """Parts the protocol of the rankings from that of the attacks, in the words of a result file."""
@@ -21,7 +23,7 @@ LOOKED_AT = {
 }
 """Parameters of each family of attacks; none of them decides a weight."""
 
-SHARED = ("eps", "top_k")
+SHARED = ("eps", "n_queries", "top_k")
 """Those in which the attacks of one table must agree; of the others its rows tell."""
 
 
@@ -90,7 +92,7 @@ def both_protocols(searched: str, attacked: str) -> str:
 
 
 def judged_codes(
-    dataset: str, scale: str = "full", folder: Path | None = None, **settings: object
+    dataset: str, scale: str = "full", folder: Path | None = None, eps: float = PUBLISHED_EPS, **settings: object
 ) -> list[JudgedCodes]:
     """The hash networks whose result files there are, sorted by label and bits.
 
@@ -100,16 +102,19 @@ def judged_codes(
         dataset: As it was given to the judge.
         scale: "quick" or "full".
         folder: See `comparison.results`.
+        eps: Radius of the attacks that are told; runs that attack at another one are left out.
         settings: Parameters of the judge that a run must have, such as ``seed=0``.
 
     Raises:
-        ResultError: Two runs of one network have different recipes or protocols or attack by other radii or depths, or
-            say different things of one metric.
+        ResultError: Two runs of one network have different recipes or protocols, attack other queries or at other
+            depths, aim at different targets, or say different things of one metric.
     """
     found: dict[tuple[str, int], JudgedCodes] = {}
     for record in results(JUDGE, folder, scale):
         given = record["parameters"]
         if given["dataset"] != dataset or any(given[name] != value for name, value in settings.items()):
+            continue
+        if abs(_looked_at(given).get("eps", eps) - eps) > 1e-9:
             continue
         key = given["label"], given["bits"]
         found[key] = _joined(found[key], record) if key in found else _first(record)
@@ -121,15 +126,17 @@ def of_bits(networks: Iterable[JudgedCodes], bits: int) -> list[JudgedCodes]:
     return [network for network in networks if network.bits == bits]
 
 
-def codes_side_by_side(networks: Sequence[JudgedCodes], metrics: Sequence[str], heads: Sequence[str]) -> str:
+def codes_side_by_side(
+    networks: Sequence[JudgedCodes], metrics: Sequence[str], heads: Sequence[str], with_sources: Collection[str] = ()
+) -> str:
     """A Markdown table with a row for each network and a column for each metric, without errors.
-
-    The source is that of the settings, where published codes of a method differ (`recipes.HashRecipe`).
 
     Args:
         networks: In their order.
         metrics: Names of metrics.
         heads: Of the columns, as many.
+        with_sources: Methods of which published codes differ, so that it is told whose settings they have
+            (`recipes.WITH_SOURCES`).
 
     Raises:
         ResultError: Networks of different protocols, whose numbers do not compare.
@@ -139,7 +146,8 @@ def codes_side_by_side(networks: Sequence[JudgedCodes], metrics: Sequence[str], 
     lines = [f"| method | source | bits | {' | '.join(heads)} |", "| --- | --- | ---: |" + " ---: |" * len(heads)]
     for network in networks:
         cells = (network.told(metric, error=False) for metric in metrics)
-        source = network.details["recipe"]["source"]
+        recipe = network.details["recipe"]
+        source = recipe["source"] if recipe["method"] in with_sources else ""
         lines.append(f"| {network.label} | {source} | {network.bits} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -161,10 +169,15 @@ def attacks_side_by_side(network: JudgedCodes, attacks: Sequence[str]) -> str:
 
 def _first(record: dict[str, Any]) -> JudgedCodes:
     given, details = record["parameters"], record["details"]
-    families = () if given["attacked"] == "none" else given["attacked"]
-    attacked = {name: given[name] for family in families for name in LOOKED_AT[family]}
+    attacked = _looked_at(given)
     asked = dict.fromkeys(details["of_query"], details["asked"])
     return JudgedCodes(given["label"], given["bits"], record["metrics"], details, attacked, record["protocol"], asked)
+
+
+def _looked_at(given: dict[str, Any]) -> dict[str, Any]:
+    """Of the parameters of a run those that its attacks look at."""
+    families = () if given["attacked"] == "none" else given["attacked"]
+    return {name: given[name] for family in families for name in LOOKED_AT[family]}
 
 
 def _joined(network: JudgedCodes, record: dict[str, Any]) -> JudgedCodes:
@@ -193,6 +206,8 @@ def _check_alike(network: JudgedCodes, other: JudgedCodes) -> None:
         mine, its = (each.parameters[name] for each in (network, other))
         if mine != its:
             raise ResultError(f"{both} attack with {name} {mine} and {its}: delete one")
+    if len({run.details["aimed"] for run in (network, other) if "aimed" in run.details}) > 1:
+        raise ResultError(f"{both} aim at different targets: delete one")
     for name in network.metrics.keys() & other.metrics.keys():
         mine, its = (each.metrics[name]["value"] for each in (network, other))
         if abs(mine - its) > 1e-6:
