@@ -385,6 +385,16 @@ def test_numbers_of_different_protocols_refuse_one_table():
         hamming.side_by_side({})
 
 
+def test_numbers_of_other_queries_or_of_lists_that_leave_out_an_item_refuse_one_table():
+    codes, labels = GALLERY, torch.tensor([0, 1, 0, 1, 0, 2])
+    protocol, given = hamming.MapProtocol("a toy"), (codes, codes, labels, labels)
+    whole, fewer = protocol.measure(*given), protocol.measure(codes[:3], codes, labels[:3], labels)
+    without = protocol.measure(*given, own=torch.arange(6))
+    for other, what in ((fewer, "queries"), (without, "without itself")):
+        with pytest.raises(ValueError, match=f"MAPs of different {what} in one table: a: .*, 6 queries; b: "):
+            hamming.side_by_side({"a": whole, "b": other})
+
+
 @pytest.mark.parametrize("ties", ["expected", "stable", "best", "worst"])
 @pytest.mark.parametrize("top_k", [None, 5])
 def test_a_query_that_is_an_item_does_not_find_itself(ties, top_k):

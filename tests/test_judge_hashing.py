@@ -16,7 +16,7 @@ from robret_lib.scores import published_codes
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "workflow" / "judge_hashing.ipynb"
 FAMILIES = "without target", "with target", "generated", "robust"
-LEVELS = (1, 2, 4, 8)
+LEVELS = ("0.25", "0.5", 1, 2, 4, 8)
 QUERIES = 4
 
 

@@ -38,7 +38,9 @@ UNDER_ATTACK = "MAP@all on 4 queries, ties expected."
 def write(tmp_path):
     """Writes the result of a run; ``of_query`` says what each attack leaves of every query."""
 
-    def written(of_query=None, searched=RANKED, attacked="none", metrics=None, asked="1f", recipe=None, **changes):
+    def written(
+        of_query=None, searched=RANKED, attacked="none", metrics=None, asked="1f", recipe=None, aimed=None, **changes
+    ):
         given = GIVEN | {"attacked": attacked, "out_dir": str(tmp_path)} | changes
         run = runs.start("judge_hashing", {name: given[name] for name in RULES}, **RULES)
         found = metrics or {"MAP@all": 80.0}
@@ -50,6 +52,7 @@ def write(tmp_path):
             "of_query": of_query,
         }
         details |= {"steps": {name: 100 for name in of_query if "AutoPGD" not in name}, "curves": {}}
+        details |= {"aimed": aimed} if aimed else {}
         measured = {name: runs.measured(value, n=4, spread=0.5) for name, value in found.items()}
         return run.finish(measured, runs.both_protocols(searched, UNDER_ATTACK), "fixed", details)
 
@@ -138,7 +141,7 @@ def test_a_file_of_an_older_judge_that_attacked_nothing_is_read(write, only):
         ({"metrics": {"MAP@all": 80.1}}, "two runs of 'CSQ' with 16 bits: MAP@all is 80.* and 80.*"),
         ({"recipe": {"bits": 16, "seed": 1}}, "two runs of 'CSQ' with 16 bits have different recipes: delete one"),
         ({"searched": "4 queries search 30 other images."}, "different protocols: '4 queries.*' and '4 queries"),
-        ({"attacked": "with target", "eps": "4/255"}, "attack with eps 0.0.* and 0.0.*: delete one"),
+        ({"attacked": "with target", "n_queries": 9}, "attack with n_queries [09] and [09]: delete one"),
         ({"attacked": "generated", "top_k": 9}, "attack with top_k [09] and [09]: delete one"),
     ],
 )
@@ -147,6 +150,21 @@ def test_runs_that_cannot_be_those_of_one_network_are_refused(write, judged, cha
     write(**({"attacked": "robust"} | changes))
     with pytest.raises(runs.ResultError, match=message):
         judged()
+
+
+def test_runs_that_aim_at_different_targets_are_refused(write, judged):
+    write(attacked="with target", aimed="a")
+    write(attacked="without target")
+    write(attacked="generated", aimed="b")
+    with pytest.raises(runs.ResultError, match="two runs of 'CSQ' with 16 bits aim at different targets: delete one"):
+        judged()
+
+
+def test_attacks_of_one_radius_are_told_at_a_time(write, only, judged):
+    write({"CgA": [4.0] * 4}, attacked="without target")
+    write({"CgA": [9.0] * 4}, attacked="without target", eps="1/255")
+    assert (only().told("CgA"), only(eps=1 / 255).told("CgA")) == ("4.0 ± 0.5", "9.0 ± 0.5")
+    assert judged(eps=0.5) == []
 
 
 def test_a_radius_is_that_of_attacks_which_look_at_it(write, only):
