@@ -4,15 +4,20 @@ import pytest
 
 from robret_lib import runs
 
-SETS = ["fashion-mnist", "coco18_multilabel_96px.npz"]
+COCO = "coco18_multilabel_96px.npz"
+RUNS = [("fashion-mnist", 8), (COCO, 8), (COCO, 1)]
+"""The data, and the radius in gray levels."""
+
 WITHOUT = ["own code", "HAG", "HAG, ported", "SDHA", "CgA", "CgA, mean", "SAAT", "soft precision"]
 WITH = ["SDHA, targeted", "P2P", "P2P, ported", "DHTA", "DHTA, ported", "THA", "SAAT, targeted", "PTA"]
 
 
-@pytest.fixture(params=SETS)
+@pytest.fixture(params=RUNS, ids=str)
 def network(request):
     """CSQ with 32 bits, which was attacked."""
-    (found,) = [one for one in runs.judged_codes(request.param) if (one.label, one.bits) == ("CSQ", 32)]
+    dataset, eps = request.param
+    judged = runs.judged_codes(dataset, eps=eps / 255)
+    (found,) = [one for one in judged if (one.label, one.bits) == ("CSQ", 32)]
     return found
 
 
@@ -36,16 +41,20 @@ def test_noise_of_the_same_size_changes_next_to_nothing(network):
 
 @pytest.mark.parametrize("name", WITHOUT)
 def test_every_attack_leaves_less_than_noise_and_no_less_than_its_bound(network, name):
-    """HAG's authors take steps for 2,000 of them: cut, theirs leave no more than there was."""
+    """The bound is that of the code it makes for; another one may rank a little worse by chance.
+
+    HAG's authors take steps for 2,000 of them: cut, theirs leave no more than there was.
+    """
     for search in (name, by_auto_pgd(name)):
-        assert value(network, f"{name}, bound") < value(network, search) < value(network, "benign") + 0.1
+        assert value(network, f"{name}, bound") - 0.2 < value(network, search) < value(network, "benign") + 0.1
     assert value(network, by_auto_pgd(name)) < value(network, "uniform noise") - 5
 
 
 @pytest.mark.parametrize("name", WITH)
 def test_every_attack_with_a_target_reaches_more_than_there_was_and_no_more_than_its_bound(network, name):
     for search in (name, by_auto_pgd(name)):
-        assert value(network, "benign, target labels") - 0.1 < value(network, search) < value(network, f"{name}, bound")
+        reached = value(network, search)
+        assert value(network, "benign, target labels") - 0.1 < reached < value(network, f"{name}, bound") + 0.2
 
 
 def test_the_center_code_is_worse_than_the_own_one(network):
