@@ -130,6 +130,16 @@ def test_voters_have_exactly_the_target_labels_and_differ_where_there_are_enough
 
 
 # --- attacks --------------------------------------------------------------------------------------
+@pytest.mark.parametrize("items", [1, 3, 9])
+def test_voters_are_drawn_row_by_row_as_from_all_weights_at_once(world, wanted, items):
+    attack, benign = PointToSet(wanted=wanted, items=items), benign_of(world)
+    generator, found = seeded(5), []
+    for same in attack.having_them(benign).double():
+        enough = int(same.sum()) >= items
+        found.append(torch.multinomial(same, items, replacement=not enough, generator=generator))
+    assert torch.equal(attack.targets(benign, seeded(5)), torch.stack(found))
+
+
 
 
 @pytest.mark.parametrize("name", ["P2P", "DHTA", "SAAT", "symmetric", "collision", "PTA"])

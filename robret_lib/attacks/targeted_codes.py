@@ -120,11 +120,7 @@ class PointToSet(Targeted):
         check_count("items", self.items)
 
     def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor:
-        found = []
-        for same in self.having_them(benign).double().cpu():
-            enough = int(same.sum()) >= self.items
-            found.append(torch.multinomial(same, self.items, replacement=not enough, generator=generator))
-        return torch.stack(found).to(benign.embeddings.device)
+        return drawn_items(self.having_them(benign), self.items, generator).to(benign.embeddings.device)
 
     def bound(self, benign: Benign, targets: Tensor) -> Tensor:
         """The code most of them vote for."""
