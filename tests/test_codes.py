@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from robret_lib import attacks, models
-from robret_lib.attacks import PGD, AutoPGD, Gallery, embedding
+from robret_lib.attacks import PGD, AutoPGD, Gallery, embedding, relaxed
 from robret_lib.attacks.attack import Benign
 from robret_lib.attacks.codes import (
     CenterCode,
@@ -270,6 +270,19 @@ def test_the_bound_is_as_deep_as_the_measure_and_leaves_out_the_image_itself(wor
         assert torch.allclose(found[top_k], 100 * average_precisions(*ranked, top_k, own=own))
     assert not torch.allclose(found[5], found[None])
     assert not torch.allclose(found[None], 100 * average_precisions(*ranked))
+
+
+def test_the_bound_is_measured_once_a_batch(world, monkeypatch):
+    """Not at each look at the codes that have been reached."""
+    asked, plan = [], CenterCode().plan(benign_of(world), None)
+
+    def noted(codes, *given, **named):
+        asked.append(codes)
+        return average_precisions(codes, *given, **named)
+
+    monkeypatch.setattr(relaxed, "average_precisions", noted)
+    bounds = [plan.measures(torch.randn(QUERIES, BITS, generator=seeded(seed)))["bound"] for seed in range(3)]
+    assert len(asked) == 4 and all(torch.equal(bound, bounds[0]) for bound in bounds)
 
 
 def test_the_bound_is_that_of_the_images_of_a_batch(world):
