@@ -38,6 +38,14 @@ def test_a_list_is_written_once_and_read_back_equal(kind, path):
     assert [file.name for file in path.parent.iterdir()] == ["few.txt"]
 
 
+def test_the_path_may_be_a_word(path):
+    drawn = kept_labels(str(path), *SINGLE)
+    assert torch.equal(kept_labels(path, *SINGLE), drawn)
+    path.write_text("")
+    with pytest.raises(ValueError, match="few.txt is no list"):
+        kept_labels(str(path), *SINGLE)
+
+
 @of_kinds
 def test_what_is_drawn_depends_on_the_seed_alone(kind, path):
     lists = [kept_labels(path.with_name(f"{i}.txt"), *KINDS[kind], seed=seed) for i, seed in enumerate((0, 0, 1))]
@@ -150,6 +158,7 @@ def test_labels_are_looked_up_without_a_comparison_of_all_with_all_label_by_labe
     gallery = Gallery(torch.randn(2_000, 8, generator=seeded()), "H", items)
     with Largest() as read:
         kept_labels(path, labels, items)
+    attack, benign = PointToSet(wanted=wanted), Benign(gallery, torch.zeros(200, 8))
     with Largest() as found:
         same = attack.having_them(benign)
     assert read.bytes < found.bytes == 200 * 2_000
