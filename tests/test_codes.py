@@ -389,11 +389,21 @@ def test_an_attack_on_codes_wants_a_gallery_of_codes(world):
         (lambda: OwnCode(top_k=0), "top_k=0"),
         (lambda: HammingAdversary(threshold=-1), "threshold=-1"),
         (lambda: HammingAdversary(weight=float("nan")), "weight=nan"),
+        (lambda: CenterCode(weights="mean"), "weights='mean': expected one of"),
+        (lambda: Precision(items=0), "items=0"),
+        (lambda: Precision(others=1.5), "others=1.5"),
+        (lambda: Precision(temperature=0), "temperature=0"),
     ],
 )
 def test_impossible_fields_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", ["CgA", "SDHA"])
+def test_known_items_are_a_gallery(world, name):
+    with pytest.raises(TypeError, match="known of type Tensor: expected a Gallery of codes with labels, or None"):
+        replace(ATTACKS[name], known=world[3].codes)
 
 
 def test_embedding_model_sends_codes_to_the_hash_model():

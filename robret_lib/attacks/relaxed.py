@@ -16,7 +16,7 @@ from torch import Tensor
 from robret_lib.attacks.answers import has_classes
 from robret_lib.attacks.attack import Benign, Plan
 from robret_lib.attacks.gallery import Gallery
-from robret_lib.fields import check_count
+from robret_lib.fields import check_count, check_number
 from robret_lib.hamming import average_precisions, codes_of
 
 Sharpness = Literal["rising", "one", "relative"]
@@ -151,6 +151,13 @@ def smooth_precisions(codes: Tensor, relevant: Tensor, others: Tensor, temperatu
     return (ahead / (ahead + before)).mean(1)
 
 
+def check_drawing(items: int, others: int, temperature: float) -> None:
+    """Raise a ValueError unless items can be drawn for `smooth_precisions`: at least one of a kind, T above 0."""
+    check_count("items", items)
+    check_count("others", others)
+    check_number("temperature", temperature, above=0)
+
+
 def drawn_items(wanted: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
     """Positions ``[B, count]`` drawn from the items that are wanted, bool ``[B, N]``; with replacement where few are.
 
@@ -173,6 +180,12 @@ def check_hash_gallery(gallery: Gallery) -> None:
     """Raise a ValueError unless it is one of hash codes."""
     if gallery.distance != "H":
         raise ValueError(f"a gallery with distance {gallery.distance!r}: expected one of a models.HashModel")
+
+
+def check_known(known: Gallery | None) -> None:
+    """Raise a TypeError unless it is a gallery, or None."""
+    if known is not None and not isinstance(known, Gallery):
+        raise TypeError(f"known of type {type(known).__name__}: expected a Gallery of codes with labels, or None")
 
 
 def known_items(known: Gallery | None, benign: Benign) -> Gallery:
