@@ -20,7 +20,7 @@ from robret_lib.hashing.center_code import center_votes
 from robret_lib.scores import checkpoint as checkpoints
 from robret_lib.scores.map_suite import one_label_each
 from robret_lib.scores.suite import SAMPLE
-from tests.planted_defenses import Detached, GradientKiller, Noisy, Quantized
+from tests.planted_defenses import Detached, GradientKiller, Noisy, Quantized, Squashed
 from tests.small_codes import seeded, small_world
 from tests.small_retrieval import hash_model, searched_in_itself
 
@@ -169,16 +169,16 @@ def test_a_sound_evaluation_warns_of_nothing(trained, recwarn):
 
 
 class Scaled(nn.Module):
-    """The same codes; but where they are relaxed, tanh is flat in float32."""
+    """The same codes; but where they are relaxed, tanh is flat in float32, if the factor is large."""
 
     distance = "H"
 
-    def __init__(self, network):
+    def __init__(self, network, factor=1e4):
         super().__init__()
-        self.network = network
+        self.network, self.factor = network, factor
 
     def forward(self, images):
-        return 1e4 * self.network(images)
+        return self.factor * self.network(images)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ class Scaled(nn.Module):
         (Scaled, {"gradient to the pixels"}),
         (Noisy, {"repeatable embeddings"}),
     ],
-    ids=["quantized", "detached", "random gradient", "scaled", "noisy"],
+    ids=["quantized", "detached", "random gradient", "scaled", "noisy", "squashed"],
 )
 def test_a_planted_defense_is_told_of(defense, suspicious, trained):
     torch.manual_seed(0)
@@ -251,6 +251,7 @@ def test_masked_gradients_are_looked_for_on_a_sample_of_what_stands(trained, mon
         else:
             assert len(rows) == 50
     assert len(sizes) == 2 and all(0 < size <= SAMPLE for size in sizes)
+        (lambda network: Squashed(Scaled(network, 0.2)), {"outputs without a tanh"}),
     by_values = found.map_under["precision by values, 200 looks"]
     assert found.map <= by_values < found.benign
     for effort, norm in (("quick", "linf"), ("standard", "l2")):
@@ -261,6 +262,24 @@ def noting(attacked, asked):
     def noted(self, attack, search, generator, rows=None):
         asked.append((search, rows))
         return attacked(self, attack, search, generator, rows)
+
+def test_of_a_tanh_at_the_end_and_of_nothing_else_small_outputs_are_not_suspected(trained, recwarn):
+    """A power of two keeps every digit: from 14, the largest becomes 0.1, and so does its tanh."""
+    for network in (Scaled(trained, 2**-7), Squashed(Scaled(trained, 2**-7))):
+        found = scores.robust_map(network, searched_in_itself(), 0.05, queries=30, effort="quick")
+        assert found.warnings == ()
+
+
+@pytest.mark.filterwarnings("ignore:outputs without a tanh")
+def test_behind_a_flat_tanh_more_is_left_of_the_same_codes(trained):
+    """Why it is warned of; by more than the error of the difference."""
+    plain, squashed = (
+        scores.robust_map(network, searched_in_itself(), 0.06, effort="quick")
+        for network in (trained, Squashed(Scaled(trained, 3.0)))
+    )
+    apart = squashed.precisions - plain.precisions
+    assert plain.benign == squashed.benign and apart.mean() > 2 * apart.std() / len(apart) ** 0.5
+
 
     return noted
 

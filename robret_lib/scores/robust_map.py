@@ -16,6 +16,7 @@ from robret_lib.attacks.run import check_device
 from robret_lib.attacks.search.ball import Norm
 from robret_lib.checks import Finding, evaluation
 from robret_lib.data import RetrievalData, as_float
+from robret_lib.checks.model import without_tanh
 from robret_lib.hamming import average_precisions, codes_of
 from robret_lib.models import HashModel, embed
 from robret_lib.scores import doubts
@@ -204,7 +205,8 @@ class _Evaluation:
         )
 
     def _findings(self, left: Tensor) -> Iterator[Finding]:
-        """What the outcomes say of the evaluation itself."""
+        """What the outcomes say of the evaluation itself, and the outputs of the gallery of the network."""
+        yield without_tanh(self.queries.gallery.embeddings)
         bits = self.queries.gallery.codes.shape[1]
         chance = self._precisions(torch.ones(len(self.queries), bits), equal=True)
         yield evaluation.benign_precision(self.benign, chance)
