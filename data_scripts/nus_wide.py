@@ -12,8 +12,8 @@ The photographs are given on request only, so nothing is fetched, and no checksu
 They may lie in the folders of the official form, Flickr/actor/0001_2124494179.jpg, or in one, as in copies that are
 around: images/0001_2124494179.jpg. Known defects:
 
-* one copy has 193,834 of the photographs, 2,000 too few. It is taken as it is, and that is said; any other number is
-  refused;
+* copies that lack photographs are said to be in circulation, one with 193,834, which is unverified. One of that size is
+  taken as it is, and that is said; any other number is refused;
 * Groundtruth/TrainTestLabels/Labels_lake_Train.txt has -1130179 in line 78,372; it is not read, only AllLabels is;
 * some photographs, like albatross/0213_10341804.jpg, cannot be read by OpenCV. Pillow, used here, reads them.
 

@@ -71,7 +71,7 @@ class HashingSet(official.PublishedSet):
         sizes: of the published split.
         draw: our own split, where there are no lists.
         marks: how many labels all images have together, where known.
-        reduced: how many images a copy in circulation has that lacks some, where one is known.
+        reduced: how many images a copy has that is said to be in circulation and to lack some; None if there is none.
     """
 
     classes: int
@@ -112,7 +112,7 @@ class HashingSet(official.PublishedSet):
         )
 
     def _there(self, whole: Annotations, read: Read) -> np.ndarray:
-        """Which images can be read: all, but those that the known reduced copy lacks."""
+        """Which images can be read: all, but those that the reduced copy lacks."""
         there = np.ones(len(whole.files), dtype=bool)
         if self.reduced is not None:
             missing = missing_files(read, whole.files)
@@ -178,7 +178,7 @@ def missing_files(read: Read, files: Sequence[str]) -> Sequence[str]:
 def reduced_message(missing: int, first: str, hashing_set: HashingSet) -> str:
     """How the reduced copy differs from the set."""
     return (
-        f"difference: this is the copy in circulation that lacks {missing:,} of {hashing_set.sizes.images:,} images "
+        f"difference: this is a copy that lacks {missing:,} of {hashing_set.sizes.images:,} images "
         f"(the first is {first}). The split is smaller than the published one, so numbers are not comparable"
     )
 

@@ -118,10 +118,11 @@ class HashModel(EmbeddingModel):
     """A backbone whose outputs f ``[B, bits]`` stand for binary codes: their signs are what is searched by.
 
     It returns the outputs themselves. Losses and attacks see the relaxed codes ``tanh(alpha f)`` with a sharpness alpha
-    of their own, and a `Gallery` its ``codes``.
+    of their own, and a `Gallery` its ``codes``. So leave off a tanh at the end of a backbone, as public ones have: the
+    codes are the same, but where it is flat, attacks find less, and the network looks more robust than it is.
 
     Args:
-        backbone: Maps ``[B, C, H, W]`` to ``[B, bits]``.
+        backbone: Maps ``[B, C, H, W]`` to ``[B, bits]``, without a tanh at its end.
         mean, std, frozen_batchnorm: As of `EmbeddingModel`.
     """
 

@@ -96,6 +96,13 @@ class Saturated(Planted):
         return normalize(torch.tanh(1e4 * self.network(images)), dim=1)
 
 
+class Squashed(Planted):
+    """Hash codes from a network that ends in a tanh; what attacks follow has another one behind it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.tanh(self.network(images))
+
+
 class _Killer(torch.autograd.Function):
     """The identity, with another gradient on the way back."""
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from robret_lib import checks, models
 from robret_lib.checks import normalization
+from robret_lib.checks.model import without_tanh
 from robret_lib.models import IMAGENET_MEAN, IMAGENET_STD
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "grocery24_tiny_64px.npz"
@@ -313,3 +314,14 @@ def test_a_sound_model_passes_on_a_gpu():
     for name, size, channels in (("c2f2", 28, 1), ("resnet18", 64, 3), ("vit_tiny_patch16_224", 224, 3)):
         images = torch.rand(16, channels, size, size, generator=torch.Generator().manual_seed(0))
         assert found(models.build(name, 64).eval().cuda(), images) in ([], ["different embeddings"])
+
+
+@pytest.mark.parametrize(
+    ("largest", "ok"), [(0.0, True), (0.2, True), (0.89, True), (0.91, False), (1.0, False), (1.01, True), (14.0, True)]
+)
+def test_outputs_that_end_in_a_tanh_come_near_one_and_never_beyond(largest, ok):
+    for sign in (1, -1):
+        finding = without_tanh(torch.tensor([[0.1, -0.2], [sign * largest, 0.0], [0.05, 0.0]]))
+        assert finding.name == "outputs without a tanh" and finding.ok == ok
+        assert finding.message.startswith(f"of 3 x 2 outputs the largest is {largest:.4g}")
+        assert ("do they end in a tanh?" in finding.message) == (not ok)

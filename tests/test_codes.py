@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from robret_lib import attacks, models
-from robret_lib.attacks import PGD, AutoPGD, Gallery, embedding
+from robret_lib.attacks import PGD, AutoPGD, Gallery, embedding, relaxed
 from robret_lib.attacks.attack import Benign
 from robret_lib.attacks.codes import (
     CenterCode,
@@ -272,6 +272,19 @@ def test_the_bound_is_as_deep_as_the_measure_and_leaves_out_the_image_itself(wor
     assert not torch.allclose(found[None], 100 * average_precisions(*ranked))
 
 
+def test_the_bound_is_measured_once_a_batch(world, monkeypatch):
+    """Not at each look at the codes that have been reached."""
+    asked, plan = [], CenterCode().plan(benign_of(world), None)
+
+    def noted(codes, *given, **named):
+        asked.append(codes)
+        return average_precisions(codes, *given, **named)
+
+    monkeypatch.setattr(relaxed, "average_precisions", noted)
+    bounds = [plan.measures(torch.randn(QUERIES, BITS, generator=seeded(seed)))["bound"] for seed in range(3)]
+    assert len(asked) == 4 and all(torch.equal(bound, bounds[0]) for bound in bounds)
+
+
 def test_the_bound_is_that_of_the_images_of_a_batch(world):
     model, images, labels, gallery = world
     whole, parts = (
@@ -376,11 +389,21 @@ def test_an_attack_on_codes_wants_a_gallery_of_codes(world):
         (lambda: OwnCode(top_k=0), "top_k=0"),
         (lambda: HammingAdversary(threshold=-1), "threshold=-1"),
         (lambda: HammingAdversary(weight=float("nan")), "weight=nan"),
+        (lambda: CenterCode(weights="mean"), "weights='mean': expected one of"),
+        (lambda: Precision(items=0), "items=0"),
+        (lambda: Precision(others=1.5), "others=1.5"),
+        (lambda: Precision(temperature=0), "temperature=0"),
     ],
 )
 def test_impossible_fields_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", ["CgA", "SDHA"])
+def test_known_items_are_a_gallery(world, name):
+    with pytest.raises(TypeError, match="known of type Tensor: expected a Gallery of codes with labels, or None"):
+        replace(ATTACKS[name], known=world[3].codes)
 
 
 def test_embedding_model_sends_codes_to_the_hash_model():

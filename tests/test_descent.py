@@ -105,6 +105,7 @@ def test_a_loss_that_is_nan_is_an_error():
         ({"rate": 0}, "rate=0"),
         ({"steps": 0}, "steps=0"),
         ({"momentum": 2}, "momentum=2"),
+        ({"momentum": 1.0}, "momentum=1.0: expected a share below 1"),
         ({"rule": "newton"}, "rule='newton'"),
         ({"rule": "adam", "momentum": 0.9}, "momentum=0.9 with rule='adam'"),
         ({"fidelity": -1}, "fidelity=-1"),

@@ -264,6 +264,20 @@ def test_zero_and_nan_have_a_defined_sign():
         hamming.codes_of(torch.tensor([[0.0, torch.nan]]))
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
+def test_codes_of_zeros_and_ones_are_told_how_to_become_codes(dtype):
+    """By the signs all of them would be +1."""
+    bits = (GALLERY > 0).to(dtype)
+    with pytest.raises(ValueError, match=r"gallery codes with other .*: codes of zeros and ones become .* by 2 \* cod"):
+        hamming.hamming_map(QUERIES, bits, QUERY_LABELS, GALLERY_LABELS)
+    assert torch.equal(2 * bits - 1, GALLERY.to(2 * bits - 1))
+    if dtype == torch.bool:
+        with pytest.raises(ValueError, match=r"outputs of shape \(.*\) of type bool: .* by 2 \* codes - 1"):
+            hamming.codes_of(bits)
+    with pytest.raises(ValueError, match=r"gallery codes with other values than -1 and \+1: see hamming.codes_of"):
+        hamming.hamming_map(QUERIES, GALLERY / 2, QUERY_LABELS, GALLERY_LABELS)
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.float32, torch.float64, torch.bfloat16])
 def test_codes_may_have_any_type(dtype):
     expected = hamming.hamming_map(*WORLD)

@@ -379,7 +379,7 @@ def _with_another_head(model):
     [
         ("dpsh", "cgat", {"source": "cgat"}),
         ("dpsh", "deephash", {"source": "deephash"}),
-        ("dpsh", "saat", {"source": "prosgan"}),
+        ("dpsh", "saat", {"source": "saat"}),
         ("hashnet", "cgat", {"alpha": 0.1}),
         ("hashnet", "deephash", {"alpha": 0.1}),
         ("hashnet", "saat", {"alpha": 10 / 8}),
@@ -399,7 +399,7 @@ def test_each_source_reaches_the_loss(method, source, expected):
 
 
 def test_the_weight_of_dpsh_has_three_published_values():
-    assert [dpsh.WEIGHT[source] for source in ("cgat", "deephash", "prosgan")] == [0.001, 0.1, 50]
+    assert [dpsh.WEIGHT[source] for source in SOURCES] == [0.001, 0.1, 50]
 
 
 def test_an_untrained_classifier_stays_as_it_was_drawn():

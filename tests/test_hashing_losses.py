@@ -62,7 +62,7 @@ def pairs(batch):
         (DPH(), 0.795628125),
         (DPSH("cgat"), 0.590912651),
         (DPSH("deephash"), 0.625067651),
-        (DPSH("prosgan"), 17.840567651),
+        (DPSH("saat"), 17.840567651),
         (HashNet(0.1), 1.339318171),
         (HashNet(10 / BITS), 0.870702599),
         (DCH(), 2.044105889),
@@ -394,7 +394,7 @@ def test_the_quantizer_is_zero_for_fair_coins_and_grows_with_bias():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DPSH("saat"), "source='saat': expected one of"),
+        (lambda: DPSH("prosgan"), "source='prosgan': expected one of"),
         (lambda: HashNet(0.0), "alpha=0.0: expected a finite number above 0"),
         (lambda: DCH(gamma=-1.0), "gamma=-1.0"),
         (lambda: CSQ(0, 8), "classes=0: expected a whole number of at least 1"),

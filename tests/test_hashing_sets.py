@@ -483,7 +483,7 @@ def test_the_reduced_copy_of_nus_wide_is_taken_and_named(tmp_path: Path, lists: 
         (tmp_path / "Flickr" / names[image]).unlink()
     assert run("nus_wide", tmp_path) == 0
     said = capsys.readouterr().out
-    assert "difference: this is the copy in circulation that lacks 3 of 30 images" in said and names[0] in said
+    assert "difference: this is a copy that lacks 3 of 30 images" in said and names[0] in said
     packed = read_packed(tmp_path / "nus_wide.npz")
     assert packed.names == tuple(name for image, name in enumerate(names) if image not in gone)
     found = [(packed.split == role).sum() for role in ("query", "train", "database")]

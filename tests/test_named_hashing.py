@@ -75,6 +75,25 @@ def test_photographs_tune_a_small_network_on_crops():
     assert (recipe.backbone, recipe.pretrained, recipe.crop) == ("efficientnet_lite0", True, 84)
 
 
+def test_an_official_set_may_be_called_as_make_calls_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("ROBRET_DATA", str(tmp_path))
+    assert for_codes("nus-wide", "full") == OFFICIAL_CODES["nus_wide"]
+    for load in (lambda: hash_data_of("nus-wide", "full"), lambda: data.load("nus-wide")):
+        with pytest.raises(data.DataError, match=f"looked for the file {tmp_path / 'nus_wide.npz'}"):
+            load()
+
+
+@pytest.mark.parametrize("name", ["flickr", "nus-wide-81", "ms_coco", "Fashion-MNIST", "", "some/set", "nus-wide/x"])
+def test_a_name_that_nobody_knows_has_no_recipe(name, packed):
+    """But that of a packed file has one, and so has a path that one will have."""
+    known = "'fashion-mnist', 'cub', 'cars', 'sop', 'flickr25k', 'nus_wide' and 'coco' .* 'grocery', .*now: few"
+    for call in (for_codes, hash_data_of):
+        with pytest.raises(ValueError, match=f"no data set '{name}': .* Known are {known}"):
+            call(name, "full")
+    for there in ("few", "not-yet.npz", "cub", "grocery"):
+        assert for_codes(there, "full") == named_hashing.TUNED_CODES
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_a_recipe_with_settings_that_exist(method):
     """CgAT's for the official sets; elsewhere DeepHash-pytorch's, but of HashNet, which would need more passes."""
@@ -82,8 +101,9 @@ def test_every_method_has_a_recipe_with_settings_that_exist(method):
         recipe = for_codes(name, scale, method=method)
         assert recipe.source == ("saat" if method == "hashnet" else "deephash")
         assert differing(recipe, for_codes(name, scale)) <= {"method", "source"}
+    trained = method in WITH_SOURCES and method != "greedyhash"  # CgAT never trains its classifier
     for name in OFFICIAL_CODES:
-        assert for_codes(name, "full", method=method).source == ("cgat" if method in WITH_SOURCES else "deephash")
+        assert for_codes(name, "full", method=method).source == ("cgat" if trained else "deephash")
 
 
 @pytest.mark.parametrize("name", ["fashion-mnist", "coco", "some/set.npz"])

@@ -12,6 +12,7 @@ from torch.nn.functional import one_hot
 
 from robret_lib import scores
 from robret_lib.attacks import NES, Gallery
+from robret_lib.attacks.attack import Benign
 from robret_lib.attacks.codes import CenterCode, Precision
 from robret_lib.data import RetrievalData, Split
 from robret_lib.data.retrieval_data import Protocol
@@ -20,7 +21,7 @@ from robret_lib.hashing.center_code import center_votes
 from robret_lib.scores import checkpoint as checkpoints
 from robret_lib.scores.map_suite import one_label_each
 from robret_lib.scores.suite import SAMPLE
-from tests.planted_defenses import Detached, GradientKiller, Noisy, Quantized
+from tests.planted_defenses import Detached, GradientKiller, Noisy, Quantized, Squashed
 from tests.small_codes import seeded, small_world
 from tests.small_retrieval import hash_model, searched_in_itself
 
@@ -152,6 +153,67 @@ def test_of_items_with_one_label_each_all_center_codes_are_one(seed, weights):
     assert not torch.allclose(*(center_votes(torch.ones(1, 5), codes, items, kind) for kind in ("binary", weights)))
 
 
+# What the center codes would leave
+
+
+@pytest.mark.parametrize("top_k", [None, 5])
+def test_the_bound_is_the_map_of_the_negative_center_codes(world, top_k, monkeypatch):
+    """Of the known items; measured as deep as the rest, and in whatever chunks."""
+    model, data = world
+    items, labels = codes_of(model(data.gallery.images)), data.gallery.labels
+    codes, known = (torch.randn(shape, generator=seeded(4)) for shape in ((20, items.shape[1]), (20, 4)))
+    training = Gallery(codes, "H", (known > 0).long())
+    monkeypatch.setattr(module, "CHUNK", 5)
+    for items_known in (None, training):
+        found = scores.robust_map(model, data, EPS, effort="quick", top_k=top_k, known=items_known)
+        benign = Benign(
+            Gallery(model(data.gallery.images).detach(), "H", labels), torch.ones(12, 16), None, data.query.labels
+        )
+        negative = CenterCode(known=items_known).bound(benign)
+        assert found.bound == pytest.approx(hamming_map(negative, items, data.query.labels, labels, top_k))
+        assert f"{found.bound:.1f} % by negative center codes" in repr(found)
+
+
+def test_of_the_bound_a_query_from_the_gallery_is_left_out(world):
+    model, data = world
+    inside = replace(data, protocol=replace(data.protocol, self_excluded=True), query=data.gallery)
+    found = scores.robust_map(model, inside, EPS, effort="quick", queries=10)
+    outputs, labels = model(data.gallery.images).detach(), data.gallery.labels
+    gallery = Gallery(outputs, "H", labels)
+    negative = CenterCode().bound(Benign(gallery, outputs[:10], torch.arange(10), labels[:10]))
+    given = negative, gallery.codes, labels[:10], labels
+    assert found.bound == pytest.approx(hamming_map(*given, own=torch.arange(10)))
+    assert found.bound != pytest.approx(hamming_map(*given))
+
+
+# What is known
+
+
+def test_a_checkpoint_made_with_other_known_labels_is_refused(world, tmp_path):
+    """They decide the center codes as the codes do."""
+    model, data = world
+    codes, labels = codes_of(model(data.query.images)).float(), data.query.labels
+    given = model, data, EPS
+    named = {"effort": "quick", "checkpoint": tmp_path / "map"}
+    first = scores.robust_map(*given, **named, known=Gallery(codes, "H", labels))
+    again = scores.robust_map(*given, **named, known=Gallery(codes, "H", labels))
+    assert again.bound == first.bound and torch.equal(again.precisions, first.precisions)
+    with pytest.raises(ValueError, match="was written with other known labels: move it"):
+        scores.robust_map(*given, **named, known=Gallery(codes, "H", labels.roll(1, 0)))
+
+
+def test_known_items_that_are_none_are_refused(world):
+    model, data = world
+    codes = codes_of(model(data.query.images)).float()
+    for known, error, message in (
+        (codes, TypeError, "known of type Tensor: expected a Gallery"),
+        (Gallery(codes, "H"), ValueError, "known items without labels"),
+        (Gallery(codes[:, :8], "H", data.query.labels), ValueError, "codes of 8 bits: expected 16"),
+    ):
+        with pytest.raises(error, match=message):
+            scores.robust_map(model, data, EPS, effort="quick", known=known)
+
+
 # What makes it doubtful
 
 
@@ -169,16 +231,16 @@ def test_a_sound_evaluation_warns_of_nothing(trained, recwarn):
 
 
 class Scaled(nn.Module):
-    """The same codes; but where they are relaxed, tanh is flat in float32."""
+    """The same codes; but where they are relaxed, tanh is flat in float32, if the factor is large."""
 
     distance = "H"
 
-    def __init__(self, network):
+    def __init__(self, network, factor=1e4):
         super().__init__()
-        self.network = network
+        self.network, self.factor = network, factor
 
     def forward(self, images):
-        return 1e4 * self.network(images)
+        return self.factor * self.network(images)
 
 
 @pytest.mark.parametrize(
@@ -189,8 +251,9 @@ class Scaled(nn.Module):
         (lambda network: GradientKiller(network, "random"), {"gradient is the slope", "black box"}),
         (Scaled, {"gradient to the pixels"}),
         (Noisy, {"repeatable embeddings"}),
+        (lambda network: Squashed(Scaled(network, 0.2)), {"outputs without a tanh"}),
     ],
-    ids=["quantized", "detached", "random gradient", "scaled", "noisy"],
+    ids=["quantized", "detached", "random gradient", "scaled", "noisy", "squashed"],
 )
 def test_a_planted_defense_is_told_of(defense, suspicious, trained):
     torch.manual_seed(0)
@@ -198,6 +261,24 @@ def test_a_planted_defense_is_told_of(defense, suspicious, trained):
         found = scores.robust_map(defense(trained), searched_in_itself(), 0.1, queries=60)
     assert {str(warning.message) for warning in warned} == set(found.warnings)
     assert suspicious <= {message.partition(":")[0] for message in found.warnings}
+
+
+def test_of_a_tanh_at_the_end_and_of_nothing_else_small_outputs_are_not_suspected(trained, recwarn):
+    """A power of two keeps every digit: from 14, the largest becomes 0.1, and so does its tanh."""
+    for network in (Scaled(trained, 2**-7), Squashed(Scaled(trained, 2**-7))):
+        found = scores.robust_map(network, searched_in_itself(), 0.05, queries=30, effort="quick")
+        assert found.warnings == ()
+
+
+@pytest.mark.filterwarnings("ignore:outputs without a tanh")
+def test_behind_a_flat_tanh_more_is_left_of_the_same_codes(trained):
+    """Why it is warned of; by more than the error of the difference."""
+    plain, squashed = (
+        scores.robust_map(network, searched_in_itself(), 0.06, effort="quick")
+        for network in (trained, Squashed(Scaled(trained, 3.0)))
+    )
+    apart = squashed.precisions - plain.precisions
+    assert plain.benign == squashed.benign and apart.mean() > 2 * apart.std() / len(apart) ** 0.5
 
 
 @pytest.mark.filterwarnings("ignore:gradient to the pixels")

@@ -38,6 +38,14 @@ def test_a_list_is_written_once_and_read_back_equal(kind, path):
     assert [file.name for file in path.parent.iterdir()] == ["few.txt"]
 
 
+def test_the_path_may_be_a_word(path):
+    drawn = kept_labels(str(path), *SINGLE)
+    assert torch.equal(kept_labels(path, *SINGLE), drawn)
+    path.write_text("")
+    with pytest.raises(ValueError, match="few.txt is no list"):
+        kept_labels(str(path), *SINGLE)
+
+
 @of_kinds
 def test_what_is_drawn_depends_on_the_seed_alone(kind, path):
     lists = [kept_labels(path.with_name(f"{i}.txt"), *KINDS[kind], seed=seed) for i, seed in enumerate((0, 0, 1))]
@@ -130,15 +138,15 @@ def test_where_a_query_has_no_target_no_list_is_written(path):
 
 
 class Largest(TorchDispatchMode):
-    """Notes how many numbers the largest tensor has that is made."""
+    """Notes how many bytes the largest tensor has that is made."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.count = 0
+        self.bytes = 0
 
     def __torch_dispatch__(self, function, types, arguments=(), named=None):
         made = function(*arguments, **(named or {}))
-        self.count = max(self.count, *(part.numel() for part in tree_leaves(made) if isinstance(part, torch.Tensor)), 0)
+        self.bytes = max(self.bytes, *(part.nbytes for part in tree_leaves(made) if isinstance(part, torch.Tensor)), 0)
         return made
 
 
@@ -150,7 +158,11 @@ def test_labels_are_looked_up_without_a_comparison_of_all_with_all_label_by_labe
     gallery = Gallery(torch.randn(2_000, 8, generator=seeded()), "H", items)
     with Largest() as read:
         kept_labels(path, labels, items)
+    attack, benign = PointToSet(wanted=wanted), Benign(gallery, torch.zeros(200, 8))
     with Largest() as found:
-        same = PointToSet(wanted=wanted).having_them(Benign(gallery, torch.zeros(200, 8)))
-    assert read.count < found.count == 200 * 2_000
+        same = attack.having_them(benign)
+    assert read.bytes < found.bytes == 200 * 2_000
     assert torch.equal(same, (wanted[:, None] == items).all(2))
+    with Largest() as drawn:
+        attack.targets(benign, seeded())
+    assert drawn.bytes == found.bytes  # weights, of eight bytes each, are those of one image at a time

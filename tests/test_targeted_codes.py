@@ -8,6 +8,7 @@ from torch import nn
 
 from robret_lib import attacks
 from robret_lib.attacks import PGD, AutoPGD, Gallery
+from robret_lib.attacks.relevant_codes import TowardsRelevantCodes
 from robret_lib.attacks.target_labels import draw_labels
 from robret_lib.attacks.targeted_codes import (
     TARGET_LOSSES,
@@ -127,6 +128,16 @@ def test_voters_have_exactly_the_target_labels_and_differ_where_there_are_enough
         for row, label in zip(targets.tolist(), wanted, strict=True):
             enough = (benign.gallery.labels == label).all(1).sum() >= items
             assert not enough or len(set(row)) == items
+
+
+@pytest.mark.parametrize("items", [1, 3, 9])
+def test_voters_are_drawn_row_by_row_as_from_all_weights_at_once(world, wanted, items):
+    attack, benign = PointToSet(wanted=wanted, items=items), benign_of(world)
+    generator, found = seeded(5), []
+    for same in attack.having_them(benign).double():
+        enough = int(same.sum()) >= items
+        found.append(torch.multinomial(same, items, replacement=not enough, generator=generator))
+    assert torch.equal(attack.targets(benign, seeded(5)), torch.stack(found))
 
 
 # --- attacks --------------------------------------------------------------------------------------
@@ -253,11 +264,38 @@ def test_targets_that_are_not_there_are_refused(world, changes, message):
         (lambda w: PointToSet(wanted=w, items=0), "items=0"),
         (lambda w: TowardsCenter(wanted=w, loss="hinge"), "loss='hinge'"),
         (lambda w: Collision(wanted=w, margin=-1), "margin=-1"),
+        (lambda w: TowardsCenter(wanted=w, weights="mean"), "weights='mean': expected one of"),
+        (lambda w: TowardsPrecision(wanted=w, items=0), "items=0"),
+        (lambda w: TowardsPrecision(wanted=w, others=True), "others=True"),
+        (lambda w: TowardsPrecision(wanted=w, temperature=-0.1), "temperature=-0.1"),
     ],
 )
 def test_impossible_fields_are_refused(wanted, make, message):
     with pytest.raises(ValueError, match=message):
         make(wanted)
+
+
+@pytest.mark.parametrize("attack", [PointToSet, TowardsCenter, Collision])
+def test_targets_are_a_tensor(attack):
+    with pytest.raises(TypeError, match="wanted of type list: expected a tensor of target labels, see target_labels"):
+        attack(wanted=[0, 1])
+
+
+@pytest.mark.parametrize("attack", [TowardsCenter, TowardsRelevantCodes])
+def test_known_items_are_a_gallery(wanted, attack):
+    with pytest.raises(TypeError, match="known of type str: expected a Gallery of codes with labels, or None"):
+        attack(wanted=wanted, known="train")
+
+
+@pytest.mark.parametrize(
+    "network", [nn.Linear(4, 1), nn.Linear(4, BITS + 1), nn.Sequential(nn.Linear(4, 8), nn.Flatten(0))]
+)
+def test_a_prototype_has_codes_as_long_as_the_gallery_s(world, wanted, network):
+    """A single bit would have been taken for all."""
+    model, images, labels, gallery = world
+    with pytest.raises(ValueError, match=rf"a network that gives codes \(.*\): expected \({QUERIES}, {BITS}\), as the"):
+        attack = Prototype(wanted=wanted, network=network)
+        attacks.run(attack, model, images, gallery, PGD(0.1, 0.02, 1), labels=labels)
 
 
 def test_a_margin_of_two_makes_the_mean_of_a_collision(world):

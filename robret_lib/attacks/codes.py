@@ -16,6 +16,8 @@ from robret_lib.attacks.gallery import Gallery
 from robret_lib.attacks.relaxed import (
     CodeLoss,
     OnCodes,
+    check_drawing,
+    check_known,
     drawn_items,
     known_items,
     masked_losses,
@@ -24,9 +26,9 @@ from robret_lib.attacks.relaxed import (
     smooth_precisions,
 )
 from robret_lib.data import relevance
-from robret_lib.fields import check_count, check_number
+from robret_lib.fields import check_number
 from robret_lib.hamming import codes_of
-from robret_lib.hashing.center_code import Weights, center_code
+from robret_lib.hashing.center_code import Weights, center_code, check_weights
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,11 @@ class CenterCode(Away):
     masked: bool = False
     known: Gallery | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_weights(self.weights)
+        check_known(self.known)
+
     def plan(self, benign: Benign, targets: None) -> Plan:
         away = self.bound(benign)
         center = -away.to(benign.embeddings)
@@ -146,9 +153,7 @@ class Precision(Away):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("items", self.items)
-        check_count("others", self.others)
-        check_number("temperature", self.temperature, above=0)
+        check_drawing(self.items, self.others, self.temperature)
 
     def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor:
         """Gallery positions ``[B, items + others]``."""

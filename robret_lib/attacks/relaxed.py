@@ -7,7 +7,7 @@ and judge by the signs.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property, partial
 from typing import Literal, get_args
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from robret_lib.attacks.answers import has_classes
 from robret_lib.attacks.attack import Benign, Plan
 from robret_lib.attacks.gallery import Gallery
-from robret_lib.fields import check_count
+from robret_lib.fields import check_count, check_number
 from robret_lib.hamming import average_precisions, codes_of
 
 Sharpness = Literal["rising", "one", "relative"]
@@ -33,6 +33,9 @@ ALPHAS = (0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
 CodeLoss = Callable[[Tensor], Tensor]
 """A loss ``[B]`` of relaxed codes ``[B, bits]``."""
+
+OutputLoss = Callable[[Tensor], Tensor]
+"""A loss ``[B]`` of outputs ``[B, bits]``."""
 
 
 def alpha_at(share: float) -> float:
@@ -70,34 +73,48 @@ class OnCodes:
         out; and ``bound``, the same of the codes ``bound [B, bits]``, which no image may have.
         """
         check_hash_gallery(benign.gallery)
-        own, gallery, rising = codes_of(benign.embeddings), benign.gallery, self.sharpness == "rising"
-        alpha = SPAN / size_of(gallery.embeddings) if self.sharpness == "relative" else 1.0
-
-        def at(share: float) -> CodeLoss:
-            return lambda outputs: (followed or loss)(torch.tanh((alpha_at(share) if rising else alpha) * outputs))
-
-        @cache
-        def at_best() -> Tensor:
-            return precisions(bound)
-
-        def precisions(codes: Tensor) -> Tensor:
-            theirs = gallery.labels.to(labels.device)
-            found = average_precisions(codes, gallery.codes, labels, theirs, self.top_k, own=benign.own)
-            return 100 * found.to(codes.device)
-
-        def measures(outputs: Tensor) -> dict[str, Tensor]:
-            codes = codes_of(outputs)
-            found = {"flipped": 100 * (codes != own).float().mean(1)}
-            if labels is None:
-                return found
-            return found | {"average_precision": precisions(codes), "bound": at_best()}
-
+        alpha = SPAN / size_of(benign.gallery.embeddings) if self.sharpness == "relative" else 1.0
+        changes = self.sharpness == "rising" or followed is not None
         return Plan(
-            lambda outputs: loss(torch.tanh(alpha * outputs)),
-            measures,
-            at=at if rising or followed else None,
+            _relaxed(loss, alpha),
+            _Measures(benign, labels, bound, self.top_k),
+            at=partial(self._at, followed or loss, alpha) if changes else None,
             reached=lambda outputs: (codes_of(outputs) == bound).all(1),
         )
+
+    def _at(self, followed: CodeLoss, alpha: Tensor | float, share: float) -> OutputLoss:
+        """What is followed when a share of the search is over."""
+        return _relaxed(followed, alpha_at(share) if self.sharpness == "rising" else alpha)
+
+
+def _relaxed(loss: CodeLoss, alpha: Tensor | float) -> OutputLoss:
+    """A loss of outputs ``[B, bits]``, given one of their relaxed codes."""
+    return lambda outputs: loss(torch.tanh(alpha * outputs))
+
+
+class _Measures:
+    """What is measured of the outputs ``[B, bits]`` for a batch, see `OnCodes.planned`."""
+
+    def __init__(self, benign: Benign, labels: Tensor | None, code: Tensor, top_k: int | None) -> None:
+        self.benign, self.labels, self.code, self.top_k = benign, labels, code, top_k
+        self.own = codes_of(benign.embeddings)
+
+    def __call__(self, outputs: Tensor) -> dict[str, Tensor]:
+        codes = codes_of(outputs)
+        found = {"flipped": 100 * (codes != self.own).float().mean(1)}
+        if self.labels is None:
+            return found
+        return found | {"average_precision": self._precisions(codes), "bound": self._bound}
+
+    @cached_property
+    def _bound(self) -> Tensor:
+        """Of the code that the attack makes for, once a batch."""
+        return self._precisions(self.code)
+
+    def _precisions(self, codes: Tensor) -> Tensor:
+        gallery, labels = self.benign.gallery, self.labels
+        given = codes, gallery.codes, labels, gallery.labels.to(labels.device)
+        return 100 * average_precisions(*given, self.top_k, own=self.benign.own).to(codes.device)
 
 
 def size_of(outputs: Tensor) -> Tensor:
@@ -134,6 +151,13 @@ def smooth_precisions(codes: Tensor, relevant: Tensor, others: Tensor, temperatu
     return (ahead / (ahead + before)).mean(1)
 
 
+def check_drawing(items: int, others: int, temperature: float) -> None:
+    """Raise a ValueError unless items can be drawn for `smooth_precisions`: at least one of a kind, T above 0."""
+    check_count("items", items)
+    check_count("others", others)
+    check_number("temperature", temperature, above=0)
+
+
 def drawn_items(wanted: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
     """Positions ``[B, count]`` drawn from the items that are wanted, bool ``[B, N]``; with replacement where few are.
 
@@ -156,6 +180,12 @@ def check_hash_gallery(gallery: Gallery) -> None:
     """Raise a ValueError unless it is one of hash codes."""
     if gallery.distance != "H":
         raise ValueError(f"a gallery with distance {gallery.distance!r}: expected one of a models.HashModel")
+
+
+def check_known(known: Gallery | None) -> None:
+    """Raise a TypeError unless it is a gallery, or None."""
+    if known is not None and not isinstance(known, Gallery):
+        raise TypeError(f"known of type {type(known).__name__}: expected a Gallery of codes with labels, or None")
 
 
 def known_items(known: Gallery | None, benign: Benign) -> Gallery:

@@ -14,7 +14,7 @@ from robret_lib.attacks.answers import need_classes
 from robret_lib.attacks.attack import Benign, Plan
 from robret_lib.attacks.codes import Away
 from robret_lib.attacks.gallery import Gallery
-from robret_lib.attacks.relaxed import known_items
+from robret_lib.attacks.relaxed import check_known, known_items
 from robret_lib.attacks.targeted_codes import Targeted
 from robret_lib.data import relevance
 from robret_lib.hamming import codes_of
@@ -43,6 +43,10 @@ class RelevantCodes(Away):
 
     known: Gallery | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_known(self.known)
+
     def plan(self, benign: Benign, targets: None) -> Plan:
         need_classes(self, benign)
         known, relevant = _sharing(self.known, benign, benign.labels)
@@ -70,6 +74,10 @@ class TowardsRelevantCodes(Targeted):
     """
 
     known: Gallery | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_known(self.known)
 
     def plan(self, benign: Benign, targets: Tensor) -> Plan:
         distances = self._distances(benign, targets)

@@ -4,6 +4,7 @@ They are kept as a list, a text file as SAAT has it (``target_label_<set>.txt``)
 query.
 """
 
+import os
 from pathlib import Path
 
 import torch
@@ -38,7 +39,7 @@ def draw_labels(labels: Tensor, gallery_labels: Tensor, generator: torch.Generat
     return kinds[torch.multinomial(weights, 1, generator=generator)[:, 0].to(kinds.device)]
 
 
-def kept_labels(path: Path, labels: Tensor, gallery_labels: Tensor, seed: int = 0) -> Tensor:
+def kept_labels(path: str | os.PathLike[str], labels: Tensor, gallery_labels: Tensor, seed: int = 0) -> Tensor:
     """The target labels in a file, or, where there is none, some that are drawn with a seed and written to it.
 
     Args:
@@ -53,6 +54,7 @@ def kept_labels(path: Path, labels: Tensor, gallery_labels: Tensor, seed: int = 
         ValueError: The file is no list, or one of other queries: another number of them, or targets that share a label
             with their query or that no gallery item has.
     """
+    path = Path(path)
     if not path.exists():
         drawn = draw_labels(labels, gallery_labels, torch.Generator().manual_seed(seed))
         _write(path, drawn, int(gallery_labels.max()) + 1)

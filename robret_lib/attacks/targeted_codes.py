@@ -13,11 +13,20 @@ from torch import Tensor, nn
 
 from robret_lib.attacks.attack import Benign, Plan
 from robret_lib.attacks.gallery import Gallery
-from robret_lib.attacks.relaxed import CodeLoss, OnCodes, drawn_items, known_items, mean_losses, smooth_precisions
+from robret_lib.attacks.relaxed import (
+    CodeLoss,
+    OnCodes,
+    check_drawing,
+    check_known,
+    drawn_items,
+    known_items,
+    mean_losses,
+    smooth_precisions,
+)
 from robret_lib.data import relevance, same_kind
 from robret_lib.fields import check_count, check_number
 from robret_lib.hamming import codes_of
-from robret_lib.hashing.center_code import Weights, center_code
+from robret_lib.hashing.center_code import Weights, center_code, check_weights
 
 TargetLoss = Literal["mean", "published", "symmetric"]
 """Of ``s_k = h~_k c_k``: minus its mean; SAAT's, whose slope is zero at s = -1, where a bit is to be flipped; or its
@@ -29,8 +38,13 @@ class Targeted(OnCodes):
     """An attack towards the labels of others.
 
     Args:
-        wanted: Target labels of all images, ``[B]`` or ``[B, C]``, see `target_labels.draw_labels`.
+        wanted: Target labels of all images, ``[B]`` or ``[B, C]``, see `target_labels.draw_labels`, which draws none
+            that shares a label with its image. Others may: then some of the image's own answers are wanted, too.
         loss: See `TargetLoss`.
+
+    Raises:
+        TypeError: No tensor of target labels.
+        ValueError: No such loss.
     """
 
     wanted: Tensor = field(kw_only=True)
@@ -38,6 +52,9 @@ class Targeted(OnCodes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.wanted, Tensor):
+            kind = type(self.wanted).__name__
+            raise TypeError(f"wanted of type {kind}: expected a tensor of target labels, see target_labels.draw_labels")
         if self.loss not in get_args(TargetLoss):
             raise ValueError(f"loss={self.loss!r}: expected one of {get_args(TargetLoss)}")
 
@@ -120,11 +137,7 @@ class PointToSet(Targeted):
         check_count("items", self.items)
 
     def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor:
-        found = []
-        for same in self.having_them(benign).double().cpu():
-            enough = int(same.sum()) >= self.items
-            found.append(torch.multinomial(same, self.items, replacement=not enough, generator=generator))
-        return torch.stack(found).to(benign.embeddings.device)
+        return drawn_items(self.having_them(benign), self.items, generator).to(benign.embeddings.device)
 
     def bound(self, benign: Benign, targets: Tensor) -> Tensor:
         """The code most of them vote for."""
@@ -144,6 +157,11 @@ class TowardsCenter(Targeted):
     balanced: bool = True
     loss: TargetLoss = "symmetric"
     known: Gallery | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_weights(self.weights)
+        check_known(self.known)
 
     def bound(self, benign: Benign, targets: Tensor) -> Tensor:
         """The center code of the target labels."""
@@ -168,9 +186,7 @@ class TowardsPrecision(Targeted):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("items", self.items)
-        check_count("others", self.others)
-        check_number("temperature", self.temperature, above=0)
+        check_drawing(self.items, self.others, self.temperature)
 
     def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor:
         """Gallery positions ``[B, 1 + items + others]``, the first that of an item with exactly the target labels."""
@@ -203,9 +219,19 @@ class Prototype(Targeted):
     network: nn.Module = field(kw_only=True)
 
     def bound(self, benign: Benign, targets: Tensor) -> Tensor:
-        """The signs of what the network says."""
+        """The signs of what the network says.
+
+        Raises:
+            ValueError: Its codes are not as long as the gallery's.
+        """
         with torch.no_grad():
-            return codes_of(self.network(self.labels(benign, targets).to(benign.embeddings)))
+            codes = codes_of(self.network(self.labels(benign, targets).to(benign.embeddings)))
+        expected = len(targets), benign.gallery.codes.shape[1]
+        if codes.shape != expected:
+            raise ValueError(
+                f"a network that gives codes {tuple(codes.shape)}: expected {expected}, as the gallery has"
+            )
+        return codes
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,9 @@ FEW = 8
 TINY_STEPS = (1e-6, 1e-4, 1e-3)
 """Changes of the pixels in float64, the later ones for a model that computes a part of itself in float32."""
 
+BOUNDED = 0.9
+"""Outputs of which none is beyond 1, but the largest beyond this, look like those of a tanh; small ones do not."""
+
 UNTOLD = 0.04
 """Share of the change over a tiny step that a gradient may fail to foretell. Of sound networks, three images in four
 stay below 0.006; with 0.3 of the embedding detached, three in four lie above 0.07."""
@@ -131,6 +134,21 @@ def different(embeddings: Tensor) -> Finding:
         "a collapsed model hardly moves under attack, and finds nothing. Look at Recall@1, and that the images differ."
     )
     return found("different embeddings", spread > COLLAPSED, f"spread {_percent(spread)} of their length", trouble)
+
+
+def without_tanh(outputs: Tensor) -> Finding:
+    """The outputs of a hash network do not look as if they ended in a tanh.
+
+    Args:
+        outputs: Of a whole gallery, ``[N, bits]``: among many, raw ones that are not small go beyond 1.
+    """
+    largest = outputs.abs().max().item()
+    seen = f"of {len(outputs)} x {outputs.shape[1]} outputs the largest is {largest:.4g}"
+    trouble = (
+        "all lie in [-1, 1]: do they end in a tanh? Attacks follow the tanh of what they get. Where one before it is "
+        "flat, they find less, and more is left than there is. Leave it off, the codes are the same."
+    )
+    return found("outputs without a tanh", not BOUNDED < largest <= 1, seen, trouble)
 
 
 def repeatable(model: nn.Module, images: Tensor, embeddings: Tensor) -> Finding:

@@ -21,6 +21,7 @@ from robret_lib.data.errors import DataError
 from robret_lib.data.hashing_split import hashing_split
 from robret_lib.data.labels import check_labels, multi_hot, relevance, same_kind
 from robret_lib.data.mixed import mixed
+from robret_lib.data.names import PHOTOGRAPHS, check_name, no_such_set, official_name, packed_path
 from robret_lib.data.packed import squared
 from robret_lib.data.packed_splits import load_packed
 from robret_lib.data.packed_writing import write_packed
@@ -38,6 +39,7 @@ __all__ = [
     "center_crop",
     "center_cropped",
     "check_labels",
+    "check_name",
     "same_kind",
     "data_root",
     "fashion_mnist_folder",
@@ -45,6 +47,7 @@ __all__ = [
     "load",
     "mixed",
     "multi_hot",
+    "official_name",
     "read_verified",
     "relevance",
     "write_packed",
@@ -57,9 +60,6 @@ FASHION_MNIST_SHA256 = {
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
-PHOTOGRAPHS = Path(__file__).with_name("photographs")
-"""The folder of the packed sets that are part of the library."""
-
 GROCERY = PHOTOGRAPHS / "grocery.npz"
 """40 classes of groceries, 16 photographs each, and their coarse classes; ``data_scripts/grocery.py`` made it."""
 
@@ -78,8 +78,8 @@ def load(
     Args:
         name: ``"fashion-mnist"``; ``"grocery"``, the photographs that are part of the library (`GROCERY`); or a
             packed .npz (see `write_packed`): its path, or the bare name of one in `data_root`, as ``"cub"``,
-            ``"cars"``, ``"sop"``, ``"flickr25k"``, ``"nus_wide"`` and ``"coco"``, which the scripts of ``data_scripts``
-            make of the official sets.
+            ``"cars"``, ``"sop"``, ``"flickr25k"``, ``"nus_wide"`` (or ``"nus-wide"``) and ``"coco"``, which the scripts
+            of ``data_scripts`` make of the official sets.
         scale: ``"full"`` takes everything. ``"quick"`` keeps the whole of train and at most 2,000 queries and
             2,000 gallery images: of Fashion-MNIST the first 2,000 test images; of a packed file two images of
             every class in turn until the 2,000 are full, so that they still have matches (of multi-hot labels
@@ -171,17 +171,7 @@ def _idx_split(files: dict[str, bytes], part: str, size: int | None, progress: b
 
 
 def _find_packed(name: str | os.PathLike[str]) -> Path:
-    given = Path(name).expanduser()
-    ours = PHOTOGRAPHS / f"{given}.npz"
-    if ours.is_file():
-        return ours
-    path = given if given.suffix == ".npz" else data_root() / f"{given}.npz"
-    if path.is_file():
-        return path
-    prepared = ", ".join(sorted(file.stem for file in data_root().glob("*.npz"))) or "none"
-    raise DataError(
-        f"no data set {str(name)!r}: looked for the file {path}. Known are 'fashion-mnist', 'cub', 'cars', 'sop', "
-        "'flickr25k', 'nus_wide' and 'coco' (get one with `make data DATASET=cub`), 'grocery', the path of a packed "
-        f".npz, and the packed files in {data_root()} (now: {prepared}); set ROBRET_DATA if they lie elsewhere. A "
-        "folder of photographs becomes one by `python -m robret_lib.data pack FOLDER`"
-    )
+    path = packed_path(name)
+    if not path.is_file():
+        raise no_such_set(name)
+    return path

@@ -5,14 +5,17 @@ import torch
 from torch import Tensor
 
 WORD = 64
+OF_BITS = "codes of zeros and ones become codes in {-1, +1} by 2 * codes - 1"
 
 
 def codes_of(outputs: Tensor) -> Tensor:
     """The codes, int8 in {-1, +1}, of real outputs of any shape; an output of exactly 0 is +1.
 
     Raises:
-        ValueError: NaN, which has no sign.
+        ValueError: NaN, which has no sign; or truth values, which all are +1.
     """
+    if outputs.dtype == torch.bool:
+        raise ValueError(f"outputs of shape {tuple(outputs.shape)} of type bool: {OF_BITS}")
     if outputs.isnan().any():
         raise ValueError(f"outputs of shape {tuple(outputs.shape)} with NaN: they have no code")
     return torch.where(outputs < 0, -1, 1).to(torch.int8)
@@ -51,7 +54,9 @@ def check_binary(what: str, codes: Tensor) -> None:
     if codes.ndim != 2 or 0 in codes.shape:
         raise ValueError(f"{what} codes of shape {tuple(codes.shape)}: expected [N, bits]")
     if not ((codes == 1) | (codes == -1)).all():
-        raise ValueError(f"{what} codes with other values than -1 and +1: see hamming.codes_of")
+        bits = ((codes == 0) | (codes == 1)).all()
+        hint = OF_BITS if bits else "see hamming.codes_of"  # which takes a 0 for +1
+        raise ValueError(f"{what} codes with other values than -1 and +1: {hint}")
 
 
 def words_of(bits: Tensor) -> np.ndarray:

@@ -57,13 +57,18 @@ def center_votes(
     check_binary("train", train_codes)
     if len(train_codes) != len(train_labels):
         raise DataError(f"{len(train_codes)} train codes and {len(train_labels)} labels: expected one for each")
-    if weights not in get_args(Weights):
-        raise ValueError(f"weights={weights!r}: expected one of {get_args(Weights)}")
+    check_weights(weights)
     own = overlap(labels, train_labels.to(labels.device), weights).to(train_codes.device, torch.float64)
     others = (own == 0).double()
     if balanced:
         own, others = (part / part.sum(1, keepdim=True).clamp(min=1e-12) for part in (own, others))
     return (own - others) @ train_codes.double()
+
+
+def check_weights(weights: str) -> None:
+    """Raise a ValueError unless they are `Weights`."""
+    if weights not in get_args(Weights):
+        raise ValueError(f"weights={weights!r}: expected one of {get_args(Weights)}")
 
 
 def overlap(labels: Tensor, others: Tensor, weights: Weights) -> Tensor:

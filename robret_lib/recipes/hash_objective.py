@@ -40,7 +40,7 @@ Made = Callable[[HashRecipe, int, int], nn.Module]
 
 LOSSES: dict[HashingName, Made] = {
     "dph": lambda recipe, size, classes: hashing.DPH(),
-    "dpsh": lambda recipe, size, classes: hashing.DPSH({"saat": "prosgan"}.get(recipe.source, recipe.source)),
+    "dpsh": lambda recipe, size, classes: hashing.DPSH(recipe.source),
     "hashnet": lambda recipe, size, classes: hashing.HashNet(10 / recipe.bits if recipe.source == "saat" else 0.1),
     "hswd": lambda recipe, size, classes: hashing.HashNet(10 / recipe.bits),
     "csq": lambda recipe, size, classes: hashing.CSQ(classes, recipe.bits, _csq_weight(recipe), recipe.seed),

@@ -4,15 +4,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 from robret_lib.fields import check_count
+from robret_lib.hashing.dpsh import Source
 from robret_lib.models import Distance
 from robret_lib.training import Optimizer, Schedule
 
 HashingName = Literal[
     "dph", "dpsh", "hashnet", "csq", "dsdh", "dch", "greedyhash", "dpn", "orthohash", "hswd", "csq_c", "dsdh_c"
 ]
-Source = Literal["cgat", "deephash", "saat"]
-"""Whose settings a loss has: the codes of CgAT, of DeepHash-pytorch, or of SAAT."""
-
 WITH_SOURCES: tuple[HashingName, ...] = ("dpsh", "hashnet", "csq", "greedyhash")
 """Losses in which the published codes differ."""
 
@@ -25,7 +23,7 @@ class HashRecipe:
         backbone: As in `models.build`.
         bits: Of a code.
         method: A loss of `hashing`; "hswd", "csq_c" and "dsdh_c" are HashNet, CSQ and DSDH with the quantizer of SAAT.
-        source: See `Source`; of `WITH_SOURCES` alone.
+        source: See `hashing.dpsh.Source`; of `WITH_SOURCES` alone.
         steps, batch, lr, optimizer, momentum, milestones, weight_decay, seed: As in `training.Schedule`; the seed draws
             the initial weights and the centers too.
         generation, pretrained, crop: As in `recipe.Recipe`.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robret_lib import attacks
 from robret_lib.attacks import Attack, Gallery, Result, Search
+from robret_lib.attacks.attack import Benign
 from robret_lib.checks.evaluation import one_for_all
 from robret_lib.checks.model import slopes_of
 from robret_lib.data import RetrievalData, as_float, relevance
@@ -43,6 +44,11 @@ class Queries:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def benign(self) -> Benign:
+        """How they stand in the gallery before anything is attacked."""
+        return Benign(self.gallery, self.embeddings, self.own, self.labels.to(self.embeddings.device))
 
     def attacked(
         self, attack: Attack, search: Search, generator: torch.Generator, rows: Tensor | None = None

@@ -11,22 +11,27 @@ from torch import Tensor
 from tqdm import tqdm
 
 from robret_lib.attacks import Gallery
-from robret_lib.attacks.relaxed import check_hash_gallery
+from robret_lib.attacks.codes import CenterCode
+from robret_lib.attacks.relaxed import check_hash_gallery, known_items
 from robret_lib.attacks.run import check_device
 from robret_lib.attacks.search.ball import Norm
 from robret_lib.checks import Finding, evaluation
+from robret_lib.checks.model import without_tanh
 from robret_lib.data import RetrievalData, as_float
 from robret_lib.hamming import average_precisions, codes_of
 from robret_lib.models import HashModel, embed
 from robret_lib.scores import doubts
 from robret_lib.scores.checkpoint import Checkpoint, blocks, rows_of
-from robret_lib.scores.map_suite import map_suite, one_label_each
+from robret_lib.scores.map_suite import attack_named, map_suite, one_label_each
 from robret_lib.scores.queries import Queries
 from robret_lib.scores.robust_recall import check_arguments
 from robret_lib.scores.suite import Effort, Stage
 
 HALF = 0.5
 """A query still stands while its average precision is above this share of the benign one: for `checks`, not scores."""
+
+CHUNK = 256
+"""Queries at once where center codes are made of all known items; decides memory, not the result."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,6 +44,8 @@ class RobustMap:
     Args:
         map: Mean over all queries of the smallest average precision under any attack, in percent.
         benign: MAP without an attack.
+        bound: MAP of the negative of each query's center code, for which the center code attack makes: what it would
+            leave if every bit could be set. A mark, no lower bound of all attacks: other codes may leave less.
         map_under: By attack the MAP that it leaves alone, in percent; who is not attacked by it stays as it is.
         worst_for: By attack the percent of queries for which it is the worst, the first of equals; "none" where no
             attack makes a ranking worse.
@@ -50,6 +57,7 @@ class RobustMap:
 
     map: float
     benign: float
+    bound: float
     map_under: dict[str, float]
     worst_for: dict[str, float]
     precisions: Tensor
@@ -66,7 +74,8 @@ class RobustMap:
         most = sorted(self.worst_for.items(), key=lambda item: -item[1])[:3]
         lines = [
             f"MAP of {len(self.precisions)} queries: {self.benign:.1f} % before, {self.map:.1f} +- "
-            f"{self.standard_error:.1f} % left; {self.passes:.1f} passes a query",
+            f"{self.standard_error:.1f} % left, {self.bound:.1f} % by negative center codes; {self.passes:.1f} passes "
+            "a query",
             "worst are " + "; ".join(f"{name}: for {percent:.1f} %" for name, percent in most),
             *self.warnings,
         ]
@@ -109,20 +118,25 @@ def robust_map(
         progress: Show a progress bar.
 
     Raises:
-        ValueError: An impossible argument, a model without codes, or a checkpoint of another evaluation.
+        ValueError: An impossible argument, a model without codes, known items without labels or with codes of another
+            length, or a checkpoint of another evaluation.
+        TypeError: Known items that are no `Gallery`.
     """
     check_arguments(eps, norm, effort)
     asked, its_gallery = Queries(model, data, queries), None
     check_hash_gallery(asked.gallery)
+    center = attack_named("center code", top_k, known)
     if surrogate is not None:
         check_device(surrogate, asked.gallery, "surrogate")
         its_gallery = Gallery.of(surrogate, data.gallery.images, data.gallery.labels)
-    one_label = one_label_each((known or asked.gallery).labels)
+    one_label = one_label_each(known_items(known, asked.benign).labels)
     suite = map_suite(effort, eps, norm, top_k, known, surrogate, its_gallery, one_label)
-    task = _Evaluation(asked, suite, top_k, norm == "linf" and eps >= 0.5)
+    task = _Evaluation(asked, suite, center, norm == "linf" and eps >= 0.5)
     others = [] if surrogate is None else [surrogate]
     settings = {"eps": eps, "norm": norm, "effort": effort, "seed": seed, "top_k": top_k, "suite": task.names}
-    fingerprint = asked.fingerprint(*others) | ({} if known is None else {"known codes": known.codes.cpu()})
+    fingerprint = asked.fingerprint(*others)
+    if known is not None:
+        fingerprint |= {"known codes": known.codes.cpu(), "known labels": known.labels.cpu()}
     kept = Checkpoint(Path(checkpoint), settings, fingerprint) if checkpoint else None
     if kept:
         task.resume(kept)
@@ -141,8 +155,8 @@ class _Evaluation:
 
     KEPT = ("precisions", "done", "spent")
 
-    def __init__(self, queries: Queries, suite: list[Stage], top_k: int | None, unlimited: bool) -> None:
-        self.queries, self.suite, self.top_k = queries, suite, top_k
+    def __init__(self, queries: Queries, suite: list[Stage], center: CenterCode, unlimited: bool) -> None:
+        self.queries, self.suite, self.center = queries, suite, center
         self.unlimited = unlimited  # whether every image may be turned gray
         self.names = [stage.name for stage in suite]
         self.benign = self._precisions(codes_of(queries.embeddings))
@@ -195,6 +209,7 @@ class _Evaluation:
         return RobustMap(
             map=left.mean().item(),
             benign=self.benign.mean().item(),
+            bound=self._bound(),
             map_under=dict(zip(self.names, under, strict=True)),
             worst_for={name: 100 * chosen[name] / count for name in [*self.names, "none"]},
             precisions=left,
@@ -204,7 +219,8 @@ class _Evaluation:
         )
 
     def _findings(self, left: Tensor) -> Iterator[Finding]:
-        """What the outcomes say of the evaluation itself."""
+        """What the outcomes say of the evaluation itself, and the outputs of the gallery of the network."""
+        yield without_tanh(self.queries.gallery.embeddings)
         bits = self.queries.gallery.codes.shape[1]
         chance = self._precisions(torch.ones(len(self.queries), bits), equal=True)
         yield evaluation.benign_precision(self.benign, chance)
@@ -219,12 +235,17 @@ class _Evaluation:
             gray = embed(self.queries.model, torch.full_like(self.images[:1], 0.5))
             yield evaluation.gray_image(self._precisions(codes_of(gray).expand(len(left), -1)), left)
 
+    def _bound(self) -> float:
+        benign = self.queries.benign
+        codes = [self.center.bound(benign[rows]) for rows in torch.arange(len(benign)).split(CHUNK)]
+        return self._precisions(torch.cat(codes)).mean().item()
+
     def _precisions(self, codes: Tensor, equal: bool = False) -> Tensor:
         """In percent, of the queries with these codes ``[n, bits]``; equal, if the codes of all items were so, too."""
         gallery, labels = self.queries.gallery, self.queries.labels
         items = torch.ones_like(gallery.codes) if equal else gallery.codes
         given = codes.cpu(), items.cpu(), labels, gallery.labels.cpu()
-        return 100 * average_precisions(*given, self.top_k, own=self.queries.own)
+        return 100 * average_precisions(*given, self.center.top_k, own=self.queries.own)
 
     def _rows(self, block: int, number: int) -> Tensor:
         """The queries of a block on which an attack is made: all, or a sample of those that still stand."""

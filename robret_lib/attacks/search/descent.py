@@ -28,7 +28,7 @@ class Descent:
             times the rate there.
         steps: Number of steps; each is one forward and one backward pass.
         rule: See `Rule`.
-        momentum: Of "sgd".
+        momentum: Of "sgd", below 1: with 1 no step would ever fade.
         fidelity: Weight of the mean squared change of a pixel, which is added to the loss (SDHA has 1).
         norm: "linf" (largest change of a pixel) or "l2" (Euclidean length over all pixels).
         stops: Leave an image alone once it has all that its attack wants, for HAG once all bits are flipped; and stop
@@ -50,6 +50,8 @@ class Descent:
         check_number("rate", self.rate, above=0)
         check_count("steps", self.steps)
         check_share("momentum", self.momentum)
+        if self.momentum == 1:
+            raise ValueError(f"momentum={self.momentum}: expected a share below 1")
         check_number("fidelity", self.fidelity, least=0)
         if self.rule not in get_args(Rule):
             raise ValueError(f"rule={self.rule!r}: expected one of {get_args(Rule)}")
