@@ -13,7 +13,7 @@ from robret_lib.distances import pairwise_distance as pairwise_distance  # chapt
 from robret_lib.hamming import hamming_map as hamming_map  # and so do users
 
 CHUNK_BYTES = 64 * 2**20
-"""Size of one block of distances. Peak extra memory stays below eight such blocks (512 MiB) and one float32 copy of the
+"""Size of one block of distances. Peak extra memory stays below ten such blocks (640 MiB) and one float32 copy of the
 gallery for any data set."""
 
 

@@ -325,7 +325,7 @@ def test_memory_stays_below_the_stated_bound():
     runs = [subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True) for _ in range(2)]
     growths = [min(map(int, lines)) for lines in zip(*(run.stdout.split() for run in runs), strict=True)]
     assert len(growths) == 3
-    assert all(growth < 8 * metrics.CHUNK_BYTES for growth in growths)
+    assert all(growth < 10 * metrics.CHUNK_BYTES for growth in growths)
     assert growths[1] > metrics.CHUNK_BYTES / 2, "not measured"
 
 
