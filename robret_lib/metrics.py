@@ -13,7 +13,7 @@ from robret_lib.distances import pairwise_distance as pairwise_distance  # chapt
 from robret_lib.hamming import hamming_map as hamming_map  # and so do users
 
 CHUNK_BYTES = 64 * 2**20
-"""Size of one block of distances. Peak extra memory stays below ten such blocks (640 MiB) and one float32 copy of the
+"""Size of one block of distances. Peak extra memory stays below eight such blocks (512 MiB) and one float32 copy of the
 gallery for any data set."""
 
 
@@ -235,7 +235,9 @@ def _by_faiss(
 
 def _in_order(queries: Tensor, gallery: Tensor, k: int, self_excluded: bool | Tensor) -> Tensor:
     """Positions ``[A, k]`` of the nearest items, in order, ties by index: a whole stable sort, for the few that tie."""
-    sorts = (distances.sort(dim=1, stable=True) for _, distances in _blocks(queries, gallery, self_excluded))
+    sorted_bytes = 12 * len(gallery)  # a distance and a position of each item
+    blocks = _blocks(queries, gallery, self_excluded, sorted_bytes)
+    sorts = (distances.sort(dim=1, stable=True) for _, distances in blocks)
     return torch.cat([order[:, :k].clone() for _, order in sorts])
 
 

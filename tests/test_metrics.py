@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from sklearn.cluster import KMeans
@@ -119,11 +119,13 @@ def test_pytorch_metric_learning_agrees(self_excluded):
 def test_the_order_of_queries_and_gallery_does_not_matter(seed, multi_hot):
     """But for two items whose distances differ by less than float32 tells, which may change places."""
     queries, gallery, ql, gl = world(seed, multi_hot=multi_hot)
+    squares = torch.cdist(queries.double(), gallery.double()).square().sort(dim=1).values
+    assume(squares.diff(dim=1).min() > 2e-5)
     generator = torch.Generator().manual_seed(seed)
     of_queries, of_gallery = (torch.randperm(n, generator=generator) for n in (len(queries), len(gallery)))
     shuffled = (queries[of_queries], gallery[of_gallery], ql[of_queries], gl[of_gallery])
     for metric in (metrics.recall_at_k, metrics.mean_average_precision, metrics.map_at_r):
-        assert metric(*shuffled) == pytest.approx(metric(queries, gallery, ql, gl), abs=0.02)
+        assert metric(*shuffled) == pytest.approx(metric(queries, gallery, ql, gl), rel=1e-5)
 
 
 @settings(max_examples=50)
@@ -317,16 +319,13 @@ print(peak_growth(metrics.map_at_r, gallery.sign(), 560))  # ties everywhere
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures peak memory with Linux's /proc")
 def test_memory_stays_below_the_stated_bound():
-    """A gallery of 60,000; the matrix of all distances of 2,000 queries alone would be 458 MiB.
-
-    How much the allocator keeps differs from run to run, so that the lower of two counts.
-    """
+    """A gallery of 60,000; the matrix of all distances of 2,000 queries alone would be 458 MiB."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", MEASURE]
-    runs = [subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True) for _ in range(2)]
-    growths = [min(map(int, lines)) for lines in zip(*(run.stdout.split() for run in runs), strict=True)]
+    run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    growths = [int(line) for line in run.stdout.split()]
     assert len(growths) == 3
-    assert all(growth < 10 * metrics.CHUNK_BYTES for growth in growths)
+    assert all(growth < 8 * metrics.CHUNK_BYTES for growth in growths)
     assert growths[1] > metrics.CHUNK_BYTES / 2, "not measured"
 
 
