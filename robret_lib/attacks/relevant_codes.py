@@ -49,8 +49,7 @@ class RelevantCodes(Away):
 
     def plan(self, benign: Benign, targets: None) -> Plan:
         need_classes(self, benign)
-        known, relevant = _sharing(self.known, benign, benign.labels)
-        far = _Distances(known, relevant, codes_of(benign.embeddings), away_step)
+        far = self._distances(benign)
         bound = -far.majority()
         return self.away(
             benign, bound, lambda codes: -far.mean(codes, even), lambda codes: -far.mean(codes, near_first)
@@ -58,8 +57,11 @@ class RelevantCodes(Away):
 
     def bound(self, benign: Benign) -> Tensor:
         """Away from the majority of the relevant codes, bit by bit."""
+        return -self._distances(benign).majority()
+
+    def _distances(self, benign: Benign) -> "_Distances":
         known, relevant = _sharing(self.known, benign, benign.labels)
-        return -_Distances(known, relevant, codes_of(benign.embeddings), away_step).majority()
+        return _Distances(known, relevant, codes_of(benign.embeddings), away_step)
 
 
 @dataclass(frozen=True)
