@@ -56,7 +56,7 @@ class Schedule:
             published, keeps it constant.
         batch: In place of pairs: images per batch and process, of all images in random order, whatever their labels.
         optimizer: "adam", "sgd" or "rmsprop".
-        momentum: Of "sgd".
+        momentum: Of "sgd"; of "adam" its beta_1, where 0 is the usual 0.9.
         milestones: After which shares of the steps the learning rate falls to a tenth.
 
     Raises:
@@ -86,9 +86,9 @@ class Schedule:
         check_number("weight_decay", self.weight_decay, least=0)
         check_share("decay", self.decay)
         check_share("momentum", self.momentum)
-        if self.optimizer not in OPTIMIZERS or (self.momentum and self.optimizer != "sgd"):
+        if self.optimizer not in OPTIMIZERS or (self.momentum and self.optimizer == "rmsprop"):
             given = f"optimizer={self.optimizer!r}, momentum={self.momentum}"
-            raise ValueError(f"{given}: expected one of {tuple(OPTIMIZERS)}, and a momentum of sgd alone")
+            raise ValueError(f"{given}: expected one of {tuple(OPTIMIZERS)}, and no momentum of rmsprop")
         for share in self.milestones:
             check_share("milestones", share)
 
@@ -226,8 +226,9 @@ def _seeded_loss(replicas: nn.Module, images: Tensor, labels: Tensor, generator:
 
 
 def _optimizer(weights: list[Tensor], schedule: Schedule) -> torch.optim.Optimizer:
-    momentum = {"momentum": schedule.momentum} if schedule.optimizer == "sgd" else {}
-    return OPTIMIZERS[schedule.optimizer](weights, lr=schedule.lr, weight_decay=schedule.weight_decay, **momentum)
+    remembered = {"sgd": {"momentum": schedule.momentum}, "adam": {"betas": (schedule.momentum or 0.9, 0.999)}}
+    settings = {"lr": schedule.lr, "weight_decay": schedule.weight_decay} | remembered.get(schedule.optimizer, {})
+    return OPTIMIZERS[schedule.optimizer](weights, **settings)
 
 
 def _tell(objective: nn.Module, method: str, *news: object) -> None:

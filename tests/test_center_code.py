@@ -51,7 +51,7 @@ def test_no_code_is_nearer_to_its_own_and_farther_from_the_others(seed, weights)
     codes = 2 * torch.randint(0, 2, (9, 5), generator=generator) - 1
     labels = (torch.rand(9, 3, generator=generator) < 0.4).long()
     asked = (torch.rand(4, 3, generator=generator) < 0.5).long()
-    own = overlap(asked, labels, weights)
+    own = overlap(asked, labels, weights).double()
     others = (own == 0).double()
     every = torch.tensor(list(product((-1, 1), repeat=5)))
     distances = (5 - every @ codes.T).double() / 2

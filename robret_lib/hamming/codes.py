@@ -18,7 +18,7 @@ def codes_of(outputs: Tensor) -> Tensor:
         raise ValueError(f"outputs of shape {tuple(outputs.shape)} of type bool: {OF_BITS}")
     if outputs.isnan().any():
         raise ValueError(f"outputs of shape {tuple(outputs.shape)} with NaN: they have no code")
-    return torch.where(outputs < 0, -1, 1).to(torch.int8)
+    return 1 - 2 * (outputs < 0).to(torch.int8)
 
 
 def hamming_distance(queries: Tensor, gallery: Tensor) -> Tensor:

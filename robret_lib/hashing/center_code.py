@@ -58,11 +58,28 @@ def center_votes(
     if len(train_codes) != len(train_labels):
         raise DataError(f"{len(train_codes)} train codes and {len(train_labels)} labels: expected one for each")
     check_weights(weights)
-    own = overlap(labels, train_labels.to(labels.device), weights).to(train_codes.device, torch.float64)
-    others = (own == 0).double()
-    if balanced:
-        own, others = (part / part.sum(1, keepdim=True).clamp(min=1e-12) for part in (own, others))
-    return (own - others) @ train_codes.double()
+    shared = overlap(labels, train_labels.to(labels.device), weights).to(train_codes.device)
+    return votes_of(shared, train_codes, balanced)
+
+
+def votes_of(shared: Tensor, train_codes: Tensor, balanced: bool = True) -> Tensor:
+    """`center_votes` by how much images have in common with the training set, `overlap`, ``[B, N]``.
+
+    Sums over a side that is weighted alike are of whole numbers, so that draws are exactly zero.
+    """
+    codes = train_codes.to(shared)
+    others = (shared == 0).to(shared)
+    pulled, pushed = ((part @ codes).double() for part in (shared, others))
+    if not balanced:
+        return pulled - pushed
+    own, other = (_counted(part) for part in (shared, others))
+    return (other * pulled - own * pushed) / (own * other)
+
+
+def _counted(weights: Tensor) -> Tensor:
+    """Their sum, float64 ``[B, 1]``; 1 where there are none, whose votes are 0."""
+    sums = weights.sum(1, keepdim=True, dtype=torch.float64)
+    return torch.where(sums > 0, sums, 1.0)
 
 
 def check_weights(weights: str) -> None:
@@ -72,12 +89,15 @@ def check_weights(weights: str) -> None:
 
 
 def overlap(labels: Tensor, others: Tensor, weights: Weights) -> Tensor:
-    """How alike the labels of images are, in [0, 1], ``[B, N]``; 0 where they share none, also where there are none."""
+    """How alike the labels of images are, in [0, 1], ``[B, N]``; 0 where they share none, also where there are none.
+
+    Float32 where they are alike or not, which no sum of up to 2^24 codes rounds; else float64.
+    """
     others = others.to(labels.device)
-    shared = relevance(labels, others).double()
+    shared = relevance(labels, others)
     labels, others = same_kind(labels, others)
     if weights == "binary" or labels.ndim == 1:
-        return shared
+        return shared.float()
     common = labels.double() @ others.double().T
     sizes, theirs = labels.sum(1, dtype=torch.float64)[:, None], others.sum(1, dtype=torch.float64)
     either = sizes + theirs - common if weights == "jaccard" else (sizes * theirs).sqrt()

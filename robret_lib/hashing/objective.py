@@ -50,12 +50,15 @@ class HashObjective(nn.Module):
         Raises:
             RuntimeError: Nobody has said which images of the training set they are.
         """
-        if self._rows is None or len(self._rows) != len(images):
-            raise RuntimeError(f"a batch of {len(images)} images: expected hold(rows, epoch) to be called before")
+        return self.of_outputs(model(images), labels, generator)
+
+    def of_outputs(self, outputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """The same of what the network says of a batch, ``[n, bits]``; its codes are known from here on."""
+        if self._rows is None or len(self._rows) != len(outputs):
+            raise RuntimeError(f"a batch of {len(outputs)} images: expected hold(rows, epoch) to be called before")
         if self.known.labels.ndim == 2:
             labels = multi_hot(labels, self.known.labels.shape[1])
         sharpness = self.continuation(self.steps.item(), self.epoch.item())
-        outputs = model(images)
         known = self.known.with_batch(self._rows, torch.tanh(sharpness * outputs))
         batch = Batch(outputs, labels, known, sharpness)
         loss = self.loss(batch)

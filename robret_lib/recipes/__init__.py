@@ -1,6 +1,6 @@
 """The models the chapters train, each from a recipe, trained once and kept for the next chapter."""
 
-from robret_lib.recipes.hash_recipe import WITH_SOURCES, HashingName, HashRecipe, Source
+from robret_lib.recipes.hash_recipe import WITH_SOURCES, HashDefenseName, HashingName, HashRecipe, Source
 from robret_lib.recipes.kept import Trained, trained
 from robret_lib.recipes.named import (
     FASHION_MNIST,
@@ -12,7 +12,7 @@ from robret_lib.recipes.named import (
     photographs,
     tuned_photographs,
 )
-from robret_lib.recipes.named_hashing import for_codes, hash_data_of
+from robret_lib.recipes.named_hashing import defended_codes, for_codes, hash_data_of
 from robret_lib.recipes.recipe import DefenseName, DestinationName, Recipe, SamplerName, Whitened
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "WITH_SOURCES",
     "DefenseName",
     "DestinationName",
+    "HashDefenseName",
     "HashRecipe",
     "HashingName",
     "Recipe",
@@ -29,6 +30,7 @@ __all__ = [
     "Trained",
     "Whitened",
     "data_of",
+    "defended_codes",
     "fashion_mnist",
     "for_codes",
     "for_data",

@@ -77,15 +77,18 @@ PARTS_OF_ALL = batch, centers, continuation, data_labels, known_codes, objective
 
 
 def of_hashing(recipe: HashRecipe, data: RetrievalData) -> hashing.HashObjective:
-    """The objective of a recipe for a training set, drawn with its seed."""
+    """The hashing loss of a recipe for a training set, drawn with its seed."""
     labels = multi_hot(data.train.labels, len(data.class_names))
     with torch.random.fork_rng([]):
         torch.manual_seed(recipe.seed)  # of GreedyHash's classifier
         loss = LOSSES[recipe.method](recipe, *labels.shape)
-    sharper = CONTINUATIONS.get(recipe.source) if recipe.method == "hashnet" else None
+    # SAAT attacks with a sharpness of 1 before each step, which its HashNet keeps
+    grows = recipe.method == "hashnet" and recipe.defense is None
+    sharper = CONTINUATIONS.get(recipe.source) if grows else None
+    unseen = "zeros" if recipe.mode == "reference" else "left out"
     return hashing.HashObjective(
         loss,
-        hashing.KnownCodes(labels, recipe.bits),
+        hashing.KnownCodes(labels, recipe.bits, unseen),
         sharper or continuation.constant,
         QUANTIZER if recipe.method in ("hswd", "csq_c", "dsdh_c") else 0.0,
     )

@@ -30,7 +30,10 @@ from robret_lib.attacks.search import ball, passes, pgd
 from robret_lib.data import RetrievalData, Split, data_root, retrieval_data
 from robret_lib.defenses import (
     act,
+    atrdh,
+    attacked_codes,
     ca_tride,
+    cgat,
     collapse,
     est,
     fare,
@@ -39,18 +42,23 @@ from robret_lib.defenses import (
     memory,
     min_max,
     neighborhood,
+    pair_guided,
     panum,
+    prototype_guided,
+    prototypes,
     radius,
     ramd,
     rest,
+    saat,
     ses,
 )
 from robret_lib.files import one_at_a_time, written_whole
-from robret_lib.recipes import hash_objective, hash_recipe
+from robret_lib.recipes import hash_defense, hash_objective, hash_recipe
 from robret_lib.recipes import objective as objective_module
 from robret_lib.recipes import recipe as recipe_module
+from robret_lib.recipes.hash_defense import of_hash_defense
 from robret_lib.recipes.hash_objective import of_hashing
-from robret_lib.recipes.hash_recipe import HashRecipe
+from robret_lib.recipes.hash_recipe import HashDefenseName, HashRecipe
 from robret_lib.recipes.objective import of_defense
 from robret_lib.recipes.recipe import ADDED_LATER, DefenseName, Recipe, Whitened
 from robret_lib.scores import robust_recall
@@ -175,6 +183,8 @@ def _minimize(
     if isinstance(recipe, HashRecipe):
         with _float32():
             objective, schedule = of_hashing(recipe, data), recipe.schedule
+            if original is not None:
+                objective = of_hash_defense(recipe, objective, data, original)
     else:
         objective, schedule = _plan(recipe, original)
     return training.train(
@@ -267,7 +277,7 @@ def _key(recipe: AnyRecipe, data: RetrievalData) -> str:
 
 def _code(recipe: AnyRecipe) -> str:
     if isinstance(recipe, HashRecipe):
-        return CODE + HASHING_CODE[recipe.method]
+        return CODE + HASHING_CODE[recipe.method] + HASH_DEFENSE_CODE.get(recipe.defense, "")
     return CODE if recipe.defense is None else CODE + DEFENSE_CODE[recipe.defense]
 
 
@@ -318,3 +328,18 @@ HASHING_CODE = {
     for name, part in hash_objective.PARTS.items()
 }
 """What makes a hash network."""
+
+# the package has a function of this name
+_CENTER_CODE, _PROTOTYPE = (sys.modules[f"robret_lib.hashing.{name}"] for name in ("center_code", "prototype"))
+
+HASH_PARTS: dict[HashDefenseName, tuple[ModuleType, ...]] = {
+    "atrdh": (atrdh, pair_guided, prototypes, _PROTOTYPE),
+    "cgat": (cgat, _CENTER_CODE),
+    "saat": (saat, cgat, _CENTER_CODE),
+    "pairs": (pair_guided,),
+    "prototypes": (prototype_guided, prototypes, _PROTOTYPE),
+}
+HASH_DEFENSE_CODE = {
+    name: _digest(ball, passes, pgd, inner, attacked_codes, hash_defense, *parts) for name, parts in HASH_PARTS.items()
+}
+"""What makes a hash network with a defense, besides."""

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from robret_lib.data import RetrievalData, center_cropped, check_name, hashing_split, load, mixed, official_name
 from robret_lib.hashing.dpsh import Source
-from robret_lib.recipes.hash_recipe import HashingName, HashRecipe
+from robret_lib.recipes.hash_recipe import HashDefenseName, HashingName, HashRecipe
 
 HASHING_GENERATION = 1
 """Raise it where an edit of the code changes the weights of full-scale hash networks; see `named.GENERATION`."""
@@ -85,6 +85,54 @@ def for_codes(name: str, scale: str, **changes: object) -> HashRecipe:
     method = changes.get("method")
     source = {"source": sources[method]} if method in sources else {}
     return replace(undefended, **(source | changes))
+
+
+INNER_ATTACK = {"eps": 8 / 255, "inner_step": 2 / 255, "inner_steps": 7}
+"""As published by all three; in pixel units."""
+
+AT_EQUAL_COST = INNER_ATTACK | {"batch": 32, "optimizer": "adam", "lr": 1e-3, "milestones": (0.5, 0.75)}
+"""Of all defenses alike, where they are compared by this book."""
+
+TUNING: dict[str, dict[str, object]] = {
+    "fashion-mnist, quick": AT_EQUAL_COST | {"eps": 28 / 255, "inner_step": 7 / 255, "steps": 1_200},
+    "fashion-mnist, full": AT_EQUAL_COST | {"eps": 28 / 255, "inner_step": 7 / 255, "steps": 2_400},
+    "photographs": AT_EQUAL_COST | {"lr": 1e-4, "steps": 1_000},
+}
+
+PUBLISHED_TUNING: dict[HashDefenseName, dict[str, object]] = {
+    "cgat": {"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "passes": 30},
+    "saat": {"optimizer": "sgd", "lr": 0.05, "momentum": 0.0, "weight_decay": 1e-5, "passes": 20},
+    "atrdh": {"optimizer": "adam", "lr": 1e-4, "momentum": 0.5, "weight_decay": 0.0, "passes": 100},
+}
+"""On the official sets, each as its authors' code has it; what nobody has published is tuned as CgAT is."""
+
+BATCHES_OF_32 = {"flickr25k": 141, "nus_wide": 329, "coco": 313}
+"""In a pass over the training images that are there."""
+
+
+def defended_codes(
+    name: str, scale: str, defense: HashDefenseName, origin: HashRecipe | None = None, **changes: object
+) -> HashRecipe:
+    """The recipe of a defended hash network for a data set, with the named fields changed.
+
+    Args:
+        name, scale: As of `for_codes`; errors as well.
+        defense: See `HashRecipe`.
+        origin: Of the network that it tunes; None is that of `for_codes`.
+        changes: Fields of `HashRecipe`, of the tuning.
+    """
+    origin = for_codes(name, scale) if origin is None else origin
+    name = official_name(name)
+    if name in OFFICIAL_CODES:
+        settings = INNER_ATTACK | {"batch": 32, "milestones": (0.5, 0.75)}
+        settings |= PUBLISHED_TUNING.get(defense, PUBLISHED_TUNING["cgat"])
+        settings["steps"] = settings.pop("passes") * BATCHES_OF_32[name]
+    else:
+        settings = TUNING[f"{name}, {scale}" if name == "fashion-mnist" else "photographs"]
+    settings = {"quantization": 1e-4} | settings if defense == "saat" else settings
+    # the weights are those of its origin, whatever that one began with
+    tuned = {"defense": defense, "origin": origin, "pretrained": False, "optimizer": "adam", "momentum": 0.0}
+    return replace(origin, **(tuned | settings | changes))
 
 
 def hash_data_of(name: str, scale: str) -> RetrievalData:

@@ -194,8 +194,11 @@ ADDED_LATER: dict[str, object] = {
     "mode": "fixed",
     "pretrained": False,
     "crop": 0,
+    "hashing_weight": 1.0,
+    "adversarial_weight": 1.0,
+    "quantization": 0.0,
 }
-"""Fields of `Recipe` that came after models had been kept, with the value that says what was true before.
+"""Fields of `Recipe` and `HashRecipe` that came after models had been kept, with what was true before.
 
 Written down here, since a default may change; a field that has this value is not part of a model's name.
 """

@@ -1,0 +1,41 @@
+"""Prototype-guided training: `CenterGuided` with codes that a network has learned in the place of centers."""
+
+import torch
+from torch import Tensor
+
+from robret_lib.attacks import Search
+from robret_lib.attacks.relaxed import CodeLoss
+from robret_lib.defenses.attacked_codes import AttackedCodes
+from robret_lib.defenses.prototypes import Prototypes
+from robret_lib.hashing import HashObjective
+from robret_lib.mining import Mode
+
+
+class PrototypeGuided(AttackedCodes):
+    """An attacked code costs ``-mean_k h~_k g_k``, with the prototype g of its labels, learned beside the network.
+
+    Nobody has published it: it stands between ATRDH, which attacks by prototypes, and CgAT, which is guided by a closed
+    form. Arguments: see `AttackedCodes`.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        clean: HashObjective,
+        weight: float = 1.0,
+        clean_weight: float = 1.0,
+        quantization: float = 0.0,
+        mode: Mode = "fixed",
+    ) -> None:
+        super().__init__(search, clean, weight, clean_weight, quantization, mode)
+        self.prototypes = Prototypes(clean.known)
+
+    def looked_up(self, labels: Tensor) -> Tensor:
+        """The prototypes ``[B, bits]``: they are learned between two steps."""
+        return self.prototypes.codes(labels)
+
+    def price(self, asked: Tensor) -> CodeLoss:
+        return lambda codes: -(codes * asked).mean(1)
+
+    def own_loss(self, size: int, generator: torch.Generator) -> Tensor:
+        return self.prototypes.loss(self.clean.known, size, generator)
