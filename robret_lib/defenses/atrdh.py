@@ -15,9 +15,9 @@ class PrototypeTargeted(PairGuided):
     """ATRDH: the inner attack goes towards the prototype of random labels; attacked codes cost as pairs.
 
     Label vectors are drawn from those of the training set, also such that share a label with the image, or are its own.
-    The network of the prototypes learns from every batch, with the optimizer of the hash network; the published code
-    makes its step before the attack, this one with that of the hash network. (Wang et al., "Targeted Attack and Defense
-    for Deep Hashing", SIGIR 2021; the authors' code.)
+    The network of the prototypes learns beside every batch, with the optimizer of the hash network, and of labels that
+    are drawn anew; the published code has an optimizer for each, and learns of the labels it attacks towards. (Wang et
+    al., "Targeted Attack and Defense for Deep Hashing", SIGIR 2021; the authors' code.)
 
     Args:
         search, clean, clean_weight, quantization, mode: See `AttackedCodes`. As published, ``clean`` is DPH.

@@ -33,7 +33,7 @@ class AttackedCodes(nn.Module):
 
     Raises:
         TypeError: No search, one by values, or one on another network.
-        ValueError: A weight below 0, or no such mode.
+        ValueError: A weight below 0, no such mode, or codes that are known with int labels.
     """
 
     def __init__(
@@ -48,6 +48,8 @@ class AttackedCodes(nn.Module):
         super().__init__()
         check_inner(self, search)
         check_mode(mode)
+        if clean.known.labels.ndim != 2:
+            raise ValueError("labels int [N] of the known codes: expected multi-hot [N, C]")
         for name, value in (("weight", weight), ("clean_weight", clean_weight), ("quantization", quantization)):
             check_number(name, value, least=0)
         self.search, self.clean, self.mode = search, clean, mode

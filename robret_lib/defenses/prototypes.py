@@ -36,6 +36,6 @@ class Prototypes(nn.Module):
         return self.kinds[torch.randint(len(self.kinds), (count,), generator=generator, device=generator.device)]
 
     def loss(self, known: KnownCodes, count: int, generator: torch.Generator) -> Tensor:
-        """THA's, a scalar, of ``count`` drawn label vectors and the binary codes that are known."""
-        codes, labels = known.all()
+        """THA's, a scalar, of ``count`` drawn label vectors and the binary codes of images that have been seen."""
+        codes, labels = known.codes[known.seen], known.labels[known.seen]
         return circle_loss(self.network, self.drawn(count, generator), Known(codes_of(codes).to(codes), labels))

@@ -77,11 +77,13 @@ PARTS_OF_ALL = batch, centers, continuation, data_labels, known_codes, objective
 
 
 def of_hashing(recipe: HashRecipe, data: RetrievalData) -> hashing.HashObjective:
-    """The hashing loss of a recipe for a training set, drawn with its seed."""
-    labels = multi_hot(data.train.labels, len(data.class_names))
+    """The hashing loss of a recipe for a training set, drawn with the seed of the network that learned by it first."""
+    first, labels = recipe, multi_hot(data.train.labels, len(data.class_names))
+    while first.origin is not None:
+        first = first.origin
     with torch.random.fork_rng([]):
-        torch.manual_seed(recipe.seed)  # of GreedyHash's classifier
-        loss = LOSSES[recipe.method](recipe, *labels.shape)
+        torch.manual_seed(first.seed)  # of GreedyHash's classifier
+        loss = LOSSES[first.method](first, *labels.shape)
     # SAAT attacks with a sharpness of 1 before each step, which its HashNet keeps
     grows = recipe.method == "hashnet" and recipe.defense is None
     sharper = CONTINUATIONS.get(recipe.source) if grows else None

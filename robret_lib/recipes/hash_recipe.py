@@ -94,9 +94,9 @@ class HashRecipe:
             return
         if self.defense not in get_args(HashDefenseName):
             raise ValueError(f"defense={self.defense!r}: expected one of {get_args(HashDefenseName)}, or None")
-        check_share("eps", self.eps)
         check_count("inner_steps", self.inner_steps)
         for name in ("eps", "inner_step"):
+            check_share(name, getattr(self, name))
             check_number(name, getattr(self, name), above=0)
         for name in ("hashing_weight", "adversarial_weight", "quantization"):
             check_number(name, getattr(self, name), least=0)

@@ -121,7 +121,8 @@ def defended_codes(
         origin: Of the network that it tunes; None is that of `for_codes`.
         changes: Fields of `HashRecipe`, of the tuning.
     """
-    origin = for_codes(name, scale) if origin is None else origin
+    undefended = for_codes(name, scale)  # which checks the names
+    origin = undefended if origin is None else origin
     name = official_name(name)
     if name in OFFICIAL_CODES:
         settings = INNER_ATTACK | {"batch": 32, "milestones": (0.5, 0.75)}
