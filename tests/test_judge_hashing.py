@@ -88,6 +88,32 @@ def test_a_hash_network_is_judged_from_training_to_result_file(photographs, tmp_
     assert len(list((tmp_path / "models").glob("*.safetensors"))) == 1
 
 
+@pytest.mark.slow
+def test_a_defended_network_is_judged_and_its_file_tells_how_it_was_tuned(photographs, tmp_path):
+    """A step of the attack in the tuning is as long a part of the radius as it was; what is not given is the recipe's.
+
+    The network that is tuned is that of the run without a defense.
+    """
+    undefended = SHARED | {"dataset": photographs, "attacked": "robust", "n_queries": 2}
+    tuning = {"defense": "saat", "mode": "reference", "tuning_steps": 2, "tuning_batch": 3, "tuning_eps": "4/255"}
+    for given in (undefended, undefended | tuning | {"label": "SAAT", "inner_steps": 1, "adversarial_weight": 2}):
+        done = papermill(tmp_path, **given)
+        assert done.returncode == 0, done.stderr[-3000:]
+    without, defended = runs.judged_codes(str(photographs), "quick", tmp_path / "results")
+    recipe = defended.details["recipe"]
+    assert recipe["origin"] == without.details["recipe"] and recipe["origin"]["defense"] is None
+    assert (recipe["defense"], recipe["mode"], recipe["steps"], recipe["batch"]) == ("saat", "reference", 2, 3)
+    assert (recipe["eps"], recipe["inner_step"], recipe["inner_steps"]) == (4 / 255, 1 / 255, 1)
+    assert (recipe["hashing_weight"], recipe["adversarial_weight"], recipe["quantization"]) == (1, 2, 1e-4)
+    records = runs.results("judge_hashing", tmp_path / "results", "quick")
+    assert {record["parameters"]["label"]: record["mode"] for record in records} == {
+        "DPSH": "fixed",
+        "SAAT": "reference",
+    }
+    assert defended.apart_from(without, "robust MAP at 8/255").count("±") == 1
+    assert len(list((tmp_path / "models").glob("*.safetensors"))) == 2
+
+
 def assert_refused(done, folder, words):
     assert done.returncode != 0 and words in done.stderr
     assert not (folder / "models").exists() and not list(folder.glob("results/*.json"))
@@ -99,6 +125,8 @@ def assert_refused(done, folder, words):
     [
         ({"n_queries": QUERIES + 1}, "n_queries = 5 is not allowed"),
         ({"method": "dph", "source": "saat"}, "in which all sources agree"),
+        ({"mode": "reference"}, "mode = 'reference' without a defense that looks at it. Set defense as well."),
+        ({"tuning_eps": "1/2", "quantization": 0}, "tuning_eps = 0.5, quantization = 0.0 without a defense"),
     ],
 )
 def test_what_does_not_fit_the_data_or_the_method_ends_it_before_anything_is_trained(
@@ -107,6 +135,6 @@ def test_what_does_not_fit_the_data_or_the_method_ends_it_before_anything_is_tra
     assert_refused(papermill(tmp_path, **(SHARED | {"dataset": photographs} | changes)), tmp_path, words)
 
 
-def test_a_wrong_parameter_ends_it_before_anything_is_trained(tmp_path):
-    done = papermill(tmp_path, attacked="without target, with targets")
-    assert_refused(done, tmp_path, "attacked = 'without target, with targets' is not allowed")
+@pytest.mark.parametrize(("name", "value"), [("attacked", "without target, with targets"), ("defense", "act")])
+def test_a_wrong_parameter_ends_it_before_anything_is_trained(tmp_path, name, value):
+    assert_refused(papermill(tmp_path, **{name: value}), tmp_path, f"{name} = {value!r} is not allowed")

@@ -1,12 +1,18 @@
 """Hash networks that were judged: result files as the judge writes them, runs of one network joined, and tables."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from robret_lib import runs
-from robret_lib.runs.judged_codes import LOOKED_AT
+from robret_lib.recipes import HashRecipe
+from robret_lib.recipes.hash_recipe import OF_A_DEFENSE
+from robret_lib.runs.judged_codes import LOOKED_AT, NO_DEFENSE, WITH_TARGET
+from robret_lib.scores.published_codes import with_target
 
 ROOT = Path(__file__).parents[1]
 RULES = {
@@ -24,12 +30,13 @@ RULES = {
     "prototype_steps": runs.integer(),
     "generator_steps": runs.integer(),
     "reconstruction": runs.fraction(minimum=0),
+    "defense": runs.optional(runs.text()),
     "device": runs.choice("cpu"),
     "out_dir": runs.folder(),
 }
 GIVEN = {"label": "CSQ", "scale": "quick", "dataset": "fashion-mnist", "seed": 0, "bits": 16, "attacked": "none"}
 GIVEN |= {"eps": "8/255", "most_steps": 2000, "effort": "standard", "n_queries": 0, "top_k": 0, "device": "cpu"}
-GIVEN |= {"prototype_steps": 0, "generator_steps": 0, "reconstruction": 50}
+GIVEN |= {"prototype_steps": 0, "generator_steps": 0, "reconstruction": 50, "defense": None}
 RANKED = "4 queries search 60 other images."
 UNDER_ATTACK = "MAP@all on 4 queries, ties expected."
 
@@ -39,7 +46,15 @@ def write(tmp_path):
     """Writes the result of a run; ``of_query`` says what each attack leaves of every query."""
 
     def written(
-        of_query=None, searched=RANKED, attacked="none", metrics=None, asked="1f", recipe=None, aimed=None, **changes
+        of_query=None,
+        searched=RANKED,
+        attacked="none",
+        metrics=None,
+        asked="1f",
+        recipe=None,
+        aimed=None,
+        steps=100,
+        **changes,
     ):
         given = GIVEN | {"attacked": attacked, "out_dir": str(tmp_path)} | changes
         run = runs.start("judge_hashing", {name: given[name] for name in RULES}, **RULES)
@@ -51,7 +66,7 @@ def write(tmp_path):
             "recipe": {"bits": given["bits"], "method": "csq", "source": "saat"} | (recipe or {}),
             "of_query": of_query,
         }
-        details |= {"steps": {name: 100 for name in of_query if "AutoPGD" not in name}, "curves": {}}
+        details |= {"steps": {name: steps for name in of_query if "AutoPGD" not in name}, "curves": {}}
         details |= {"aimed": aimed} if aimed else {}
         measured = {name: runs.measured(value, n=4, spread=0.5) for name, value in found.items()}
         return run.finish(measured, runs.both_protocols(searched, UNDER_ATTACK), "fixed", details)
@@ -135,6 +150,51 @@ def test_a_file_of_an_older_judge_that_attacked_nothing_is_read(write, only):
     assert only().parameters == {}
 
 
+def test_a_file_of_a_judge_that_knew_no_defense_is_one_without_a_defense(write, only):
+    """Its recipe is that of a run which says so."""
+    for attacked in ("without target", "none"):
+        path = write(attacked=attacked)
+        record = json.loads(path.read_text())
+        del record["parameters"]["defense"]
+        path.write_text(json.dumps(record))
+        write(attacked="robust", recipe=NO_DEFENSE, metrics={"MAP@all": 80.0, "robust MAP at 4/255": 7.0})
+        assert only(defense=None).told("robust MAP at 4/255") == "7.0 ± 0.5"
+        assert only().details["recipe"]["defense"] is None
+        path.unlink()
+
+
+def test_a_recipe_without_a_defense_says_what_is_taken_of_files_that_say_nothing():
+    said = {field.name: field.default for field in fields(HashRecipe) if field.name in ("defense", *OF_A_DEFENSE)}
+    assert said == NO_DEFENSE
+
+
+def test_a_defended_network_and_one_that_is_not_are_never_one(write, judged):
+    """Not even where all else that both recipes know is equal; with labels of their own they are two."""
+    write()
+    path = write(attacked="robust", defense="cgat", recipe={"defense": "cgat"})
+    with pytest.raises(runs.ResultError, match="two runs of 'CSQ' with 16 bits have different recipes: delete one"):
+        judged()
+    assert [each.details["recipe"]["defense"] for each in judged(defense="cgat")] == ["cgat"]
+    path.unlink()
+    write(label="CgAT", defense="cgat", recipe={"defense": "cgat"})
+    assert [each.label for each in judged()] == ["CSQ", "CgAT"]
+
+
+def test_two_tunings_under_one_label_are_refused(write, judged):
+    """They differ in the network that was tuned."""
+    for seed, attacked in enumerate(("none", "robust")):
+        write(attacked=attacked, recipe={"defense": "cgat", "origin": {"steps": 9, "seed": seed}})
+    with pytest.raises(runs.ResultError, match="two runs of 'CSQ' with 16 bits have different recipes: delete one"):
+        judged()
+
+
+def test_a_setting_that_no_run_knows_is_refused(write, judged):
+    assert judged(sede=0) == []
+    write()
+    with pytest.raises(runs.ResultError, match="no run has a parameter sede: expected some of .*, scale, seed, top_k"):
+        judged(sede=0)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -207,6 +267,134 @@ def test_an_attack_that_was_not_run_has_no_difference(write, only):
         only().less("CgA", "SDHA")
 
 
+# Differences between networks
+
+
+BY_SEARCH = {"CgA": [9.0, 2.0], "CgA, AutoPGD, alpha one": [3.0, 5.0], "CgA, AutoPGD, alpha rising": [4.0, 4.0]}
+
+
+@pytest.fixture
+def pair(write, judged):
+    """Two networks, the second with changes; what is left of the first is 10, 30, 50, 70."""
+
+    def found(attack="CgA", left=(8.0, 26.0, 44.0, 62.0), of_first=None, **changes):
+        shared = {"attacked": "robust" if attack.startswith("robust") else "without target"}
+        write({attack: [10.0, 30.0, 50.0, 70.0]}, label="a", **(shared | (of_first or {})))
+        write({attack: list(left)}, label="b", **(shared | changes))
+        return judged()
+
+    return found
+
+
+def test_the_difference_of_two_networks_is_paired(pair):
+    """2, 4, 6, 8 of each query: the queries differ by far more."""
+    one, other = pair()
+    assert one.apart_from(other, "CgA") == "+5.0 ± 1.3"  # 2.582 / 2
+    assert other.apart_from(one, "CgA") == "\N{MINUS SIGN}5.0 ± 1.3"
+
+
+def test_two_networks_are_compared_in_robust_map_too(pair):
+    one, other = pair("robust MAP at 8/255")
+    assert one.apart_from(other, "robust MAP at 8/255") == "+5.0 ± 1.3"
+
+
+@pytest.mark.parametrize(
+    ("attack", "changes", "message"),
+    [
+        ("CgA", {"asked": "2e"}, "'CgA' of 'a' and .*of 'b' attacked other queries: judge one anew"),
+        ("CgA", {"left": [1.0, 2.0]}, "'CgA' of 'a' and of 'b' attacked other queries"),
+        ("CgA", {"searched": "4 queries search 30 other images."}, "'a' and 'b' have different protocols"),
+        ("CgA", {"top_k": 9}, "'CgA' of 'a' and of 'b' had top_k 0 and 9: judge one anew"),
+        ("CgA", {"steps": 7}, "'CgA' of 'a' and of 'b' had steps 100 and 7: judge one anew"),
+        ("robust MAP at 8/255", {"effort": "quick"}, "had effort standard and quick: judge one anew"),
+        ("P2P", {"of_first": {"aimed": "x"}, "aimed": "y"}, "had aimed at x and y: judge one anew"),
+        ("ProS-GAN", {"of_first": {"aimed": "x"}, "aimed": "y"}, "had aimed at x and y: judge one anew"),
+    ],
+)
+def test_networks_that_were_attacked_otherwise_do_not_compare(pair, attack, changes, message):
+    """Neither in words nor in a table."""
+    one, other = pair(attack, **changes)
+    with pytest.raises(runs.ResultError, match=message):
+        one.apart_from(other, attack)
+    if "left" not in changes:
+        with pytest.raises(runs.ResultError, match=message):
+            runs.defenses_side_by_side([one, other], [attack])
+
+
+def test_networks_that_were_attacked_at_another_radius_do_not_compare(pair, judged):
+    """They are read one by one, so it shows in nothing else."""
+    pair(eps="1/255")
+    (one,), (other,) = judged(), judged(eps=1 / 255)
+    with pytest.raises(runs.ResultError, match="'CgA' of 'a' and of 'b' had eps 0.03.* and 0.003.*: judge one anew"):
+        one.apart_from(other, "CgA")
+
+
+def test_who_aims_at_nothing_may_aim_at_anything(pair):
+    one, other = pair(of_first={"aimed": "x"}, aimed="y")
+    assert one.apart_from(other, "CgA") == "+5.0 ± 1.3"
+
+
+def test_what_decided_nothing_may_differ(pair):
+    """As many queries as there are by default, and more steps than any attack takes."""
+    one, other = pair(n_queries=4, most_steps=999)
+    assert one.apart_from(other, "CgA") == "+5.0 ± 1.3"
+
+
+def test_the_steps_of_every_search_of_a_loss_are_those_of_its_own(write, judged):
+    for label, steps in (("a", 100), ("b", 7)):
+        write(BY_SEARCH, label=label, attacked="without target", steps=steps)
+    one, other = judged()
+    for attack in (*BY_SEARCH, "CgA, any search"):
+        with pytest.raises(runs.ResultError, match=f"'{attack}' of 'a' and of 'b' had steps 100 and 7: judge one anew"):
+            one.apart_from(other, attack)
+
+
+def test_what_was_run_on_one_network_alone_has_no_difference(pair, judged, write):
+    pair()
+    write({"SAAT": [1.0] * 4}, label="c", attacked="without target")
+    one, _, other = judged()
+    with pytest.raises(runs.ResultError, match="'c' has no attack 'CgA': expected one of those that were run, 'SAAT'"):
+        one.apart_from(other, "CgA")
+
+
+# The strongest search of a loss
+
+
+def test_any_search_is_of_each_query_what_the_strongest_leaves(write, only):
+    """3 and 2: less than each search leaves in the mean."""
+    write(BY_SEARCH, attacked="without target")
+    assert only().told("CgA, any search") == "2.5 ± 0.5"
+    assert only().less("CgA, any search", "CgA") == "\N{MINUS SIGN}3.0 ± 3.0"
+
+
+def test_with_a_target_the_strongest_search_reaches_most(write, only):
+    write({name.replace("CgA", "DHTA"): values for name, values in BY_SEARCH.items()}, attacked="with target")
+    assert only().told("DHTA, any search") == "7.0 ± 2.0"
+
+
+def test_a_ported_search_is_one_of_those_of_its_loss(write, only):
+    found = {name.replace("CgA", "HAG"): values for name, values in BY_SEARCH.items()}
+    write(found | {"HAG, ported": [1.0, 8.0]}, attacked="without target")
+    assert only().told("HAG, any search") == "1.5 ± 0.5"
+    assert only().told("HAG, ported, any search") == "not run"
+
+
+def test_a_search_of_one_query_has_no_error(write, only):
+    write({name: values[:1] for name, values in BY_SEARCH.items()}, attacked="without target")
+    assert only().told("CgA, any search") == "3.0"
+
+
+@pytest.mark.parametrize("missing", BY_SEARCH)
+def test_without_one_of_the_searches_it_is_not_known_which_is_the_strongest(write, only, missing):
+    write({name: values for name, values in BY_SEARCH.items() if name != missing}, attacked="without target")
+    assert only().told("CgA, any search") == "not run"
+
+
+def test_the_attacks_with_a_target_are_those_that_are_published():
+    published = with_target(torch.zeros(1, 2), 8, prototypes=nn.Identity())
+    assert sorted(WITH_TARGET) == sorted(published)
+
+
 # Tables
 
 
@@ -236,6 +424,44 @@ def test_networks_of_different_protocols_stand_in_no_table(write, judged):
     ]
     assert same[0].searched == same[1].searched == RANKED
     assert len(runs.codes_side_by_side(same, [], []).splitlines()) == 4
+
+
+def test_defenses_stand_side_by_side(write, judged):
+    """What has not been run is said so; a network without any attack stands there too."""
+    for label, bits, value in (("CgAT", 16, 40.0), ("CgAT", 32, 41.0), ("none", 16, 5.0)):
+        recipe = {"defense": None if label == "none" else "cgat"}
+        left = {name: [value] * 4 for name in ("benign", "CgA", "robust MAP at 8/255", "robust MAP at 0.5/255")}
+        write(left, label=label, bits=bits, attacked="without target, robust", recipe=recipe)
+    write(label="SAAT", recipe={"defense": "saat"})
+    table = runs.defenses_side_by_side(judged(), ["CgA", "CgA, any search"], [0.5, 8, 16])
+    assert table.splitlines() == [
+        "| network | bits | benign | CgA | CgA, any search | robust, 0.5/255 | robust, 8/255 | robust, 16/255 |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| CgAT | 16 | 40.0 ± 0.5 | 40.0 ± 0.5 | not run | 40.0 ± 0.5 | 40.0 ± 0.5 | not run |",
+        "| CgAT | 32 | 41.0 ± 0.5 | 41.0 ± 0.5 | not run | 41.0 ± 0.5 | 41.0 ± 0.5 | not run |",
+        "| SAAT | 16 | not run | not run | not run | not run | not run | not run |",
+        "| none | 16 | 5.0 ± 0.5 | 5.0 ± 0.5 | not run | 5.0 ± 0.5 | 5.0 ± 0.5 | not run |",
+    ]
+    of_all_queries = runs.defenses_side_by_side(judged(), [], benign="MAP@all").splitlines()[2:]
+    assert [row.split(" | ")[2] for row in of_all_queries] == ["80.0 ± 0.5 |"] * 4
+
+
+def test_columns_on_other_queries_stand_in_no_table(write, judged):
+    """Also where no two networks have been attacked alike."""
+    write({"CgA": [4.0] * 4}, label="a", attacked="without target")
+    write({"robust MAP at 8/255": [4.0] * 4}, label="b", attacked="robust", asked="2e")
+    message = "'CgA' of 'a' and 'robust MAP at 8/255' of 'b' attacked other queries: judge one anew"
+    with pytest.raises(runs.ResultError, match=message):
+        runs.defenses_side_by_side(judged(), ["CgA"], [8])
+    assert len(runs.defenses_side_by_side(judged(), ["CgA"], [4]).splitlines()) == 4
+
+
+def test_the_second_and_the_third_must_compare_also_where_the_first_was_not_attacked(write, judged):
+    write(label="a")
+    for label, steps in (("b", 100), ("c", 7)):
+        write({"CgA": [4.0] * 4}, label=label, attacked="without target", steps=steps)
+    with pytest.raises(runs.ResultError, match="'CgA' of 'b' and of 'c' had steps 100 and 7: judge one anew"):
+        runs.defenses_side_by_side(judged(), ["CgA"])
 
 
 def test_attacks_stand_side_by_side(write, only):

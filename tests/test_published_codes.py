@@ -210,3 +210,50 @@ def test_the_printed_table_of_saat_is_whole_and_best_is_what_it_has_in_bold():
         left, reached = ({printed[f"{name} ({setting})"]: name for name in names} for names in (free, aimed))
         ahead = "ProS-GAN" if setting in ("NUS-WIDE, 16 bits", "NUS-WIDE, 32 bits") else "SAAT, targeted"
         assert (left[min(left)], reached[max(reached)]) == ("SAAT", ahead), setting
+
+
+SETS, LENGTHS = ("FLICKR-25K", "NUS-WIDE", "MS-COCO"), (16, 32, 48, 64)
+
+
+def printed_of_defenses():
+    return {row["metric"]: row["value"] for row in runs.expected("12_saat")["rows"]}
+
+
+def test_the_printed_table_of_defended_networks_is_whole_and_an_attack_leaves_less_than_there_was():
+    """By the names of the table of attacks, each behind that of the defense; SAAT leaves the least of the three."""
+    printed, names = printed_of_defenses(), ("benign", "HAG", "SDHA", "SAAT")
+    networks = [f"{{defense}}, {{name}} ({each}, {bits} bits)" for each in SETS for bits in LENGTHS]
+    of_defenses = [(defense, name) for defense in ("ATRDH", "SAAT") for name in names]
+    assert list(printed) == [cell.format(defense=d, name=name) for d, name in of_defenses for cell in networks]
+    for cell in networks:
+        for defense in ("ATRDH", "SAAT"):
+            left = {name: printed[cell.format(defense=defense, name=name)] for name in names}
+            assert min(left, key=left.get) == "SAAT" and max(left, key=left.get) == "benign", (cell, left)
+
+
+@pytest.mark.parametrize(("name", "mean"), [("FLICKR-25K", 6.66), ("NUS-WIDE", 11.60), ("MS-COCO", 8.70)])
+def test_what_saat_gains_over_atrdh_in_print_is_what_its_table_says(name, mean):
+    """Against the attack that leaves the least; at the shortest length on FLICKR-25K it loses."""
+    printed = printed_of_defenses()
+    gains = [printed[f"SAAT, SAAT ({name}, {n} bits)"] - printed[f"ATRDH, SAAT ({name}, {n} bits)"] for n in LENGTHS]
+    assert sum(gains) / 4 == pytest.approx(mean, abs=0.005)
+    assert [gain < 0 for gain in gains] == [name == "FLICKR-25K", False, False, False]
+    if name == "FLICKR-25K":
+        assert gains[0] == pytest.approx(-2.13)
+
+
+def test_a_defense_costs_quality_without_an_attack_and_keeps_more_under_one_in_print():
+    """Beside the table of networks without a defense, of the same paper."""
+    printed, undefended = printed_of_defenses(), {r["metric"]: r["value"] for r in runs.expected("07_saat")["rows"]}
+    for metric, value in printed.items():
+        _, _, plain = metric.partition(", ")
+        assert (value < undefended[plain]) == plain.startswith("benign"), metric
+
+
+def test_of_cgat_three_averages_are_printed():
+    rows = runs.expected("12_cgat")["rows"]
+    assert {row["metric"]: row["value"] for row in rows} == {
+        "CgAT less the best before it (FLICKR-25K)": 18.61,
+        "CgAT less the best before it (NUS-WIDE)": 12.35,
+        "CgAT less the best before it (MS-COCO)": 11.56,
+    }

@@ -39,6 +39,7 @@ from robret_lib.runs.judged_codes import (
     attacks_side_by_side,
     both_protocols,
     codes_side_by_side,
+    defenses_side_by_side,
     judged_codes,
     of_bits,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "comparison",
     "comparison_table",
     "comparison_words",
+    "defenses_side_by_side",
     "differences",
     "doubted",
     "either",

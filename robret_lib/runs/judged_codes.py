@@ -1,12 +1,14 @@
 """Hash networks as `workflow/judge_hashing.ipynb` has judged them, side by side."""
 
+import math
+import statistics
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from robret_lib.runs.comparison import results, with_error
-from robret_lib.runs.records import ResultError
+from robret_lib.runs.records import ResultError, measured
 
 JUDGE = "judge_hashing"
 
@@ -25,6 +27,40 @@ LOOKED_AT = {
 
 SHARED = ("eps", "n_queries", "top_k")
 """Those in which the attacks of one table must agree; of the others its rows tell."""
+
+NO_DEFENSE = {
+    "defense": None,
+    "origin": None,
+    "eps": 0.0,
+    "inner_step": 0.0,
+    "inner_steps": 0,
+    "hashing_weight": 1.0,
+    "adversarial_weight": 1.0,
+    "quantization": 0.0,
+    "mode": "fixed",
+}
+"""What a recipe without a defense says of it; those in result files from before there were any say nothing."""
+
+AUTO_PGD = (", AutoPGD, alpha one", ", AutoPGD, alpha rising")
+"""Behind the name of an attack: its loss, by our search."""
+
+ANY_SEARCH = ", any search"
+"""Behind the name of an attack: of each query what the strongest search of its loss leaves, of its own and of ours.
+
+With a target, what it reaches. Made where all of them were run, of values with one digit behind the point, as result
+files hold them.
+"""
+
+WITH_TARGET = (
+    *("SDHA, targeted", "P2P", "P2P, ported", "DHTA", "DHTA, ported", "SAAT, targeted", "SAAT, targeted, symmetric"),
+    *("PTA", "collision", "collision, mean", "THA"),
+)
+"""Those that have reached more where more is left."""
+
+PORTED = ", ported"
+"""Behind the name of an attack: its search as others have it, of the same loss."""
+
+ROBUST = "robust MAP at "
 
 
 @dataclass(frozen=True)
@@ -65,9 +101,30 @@ class JudgedCodes:
         Raises:
             ResultError: One of them has not been run, or they attacked other queries.
         """
-        mine, its = map(self._of_query, (one, other))
-        if self.asked[one] != self.asked[other] or len(mine) != len(its):
-            raise ResultError(f"{self.label!r}: {one!r} and {other!r} attacked other queries: judge one anew")
+        return self._less(one, self, other, f"{self.label!r}: {one!r} and {other!r}")
+
+    def apart_from(self, other: "JudgedCodes", attack: str) -> str:
+        """What an attack leaves of it less what the same leaves of another network, as "+3.2 ± 0.8".
+
+        Each query is compared with itself.
+
+        Args:
+            other: The other network.
+            attack: Its name, as "CgA" or "CgA, any search"; or "benign", or "robust MAP at 8/255".
+
+        Raises:
+            ResultError: It has not been run on one of them, or the two do not compare: by their protocols, or by the
+                queries, the radius, the depth, the steps, the effort or the targets of the attack.
+        """
+        _check_searched(self, other, f"{self.label!r} and {other.label!r}")
+        apart = self._less(attack, other, attack, f"{attack!r} of {self.label!r} and of {other.label!r}")
+        _check_attacked(self, other, attack)
+        return apart
+
+    def _less(self, one: str, network: "JudgedCodes", other: str, both: str) -> str:
+        mine, its = self._of_query(one), network._of_query(other)
+        if self.asked[one] != network.asked[other] or len(mine) != len(its):
+            raise ResultError(f"{both} attacked other queries: judge one anew")
         return with_error((a - b for a, b in zip(mine, its, strict=True)), signed=True)
 
     def _of_query(self, attack: str) -> list[float]:
@@ -103,22 +160,27 @@ def judged_codes(
         scale: "quick" or "full".
         folder: See `comparison.results`.
         eps: Radius of the attacks that are told; runs that attack at another one are left out.
-        settings: Parameters of the judge that a run must have, such as ``seed=0``.
+        settings: Parameters of the judge that a run must have, such as ``seed=0``; one that is older than a parameter
+            has None there.
 
     Raises:
         ResultError: Two runs of one network have different recipes or protocols, attack other queries or at other
-            depths, aim at different targets, or say different things of one metric.
+            depths, aim at different targets, or say different things of one metric; or no run has such a parameter.
     """
     found: dict[tuple[str, int], JudgedCodes] = {}
-    for record in results(JUDGE, folder, scale):
+    records = results(JUDGE, folder, scale)
+    known = {name for record in records for name in record["parameters"]}
+    if unknown := [name for name, value in settings.items() if value is not None and records and name not in known]:
+        raise ResultError(f"no run has a parameter {', '.join(unknown)}: expected some of {', '.join(sorted(known))}")
+    for record in records:
         given = record["parameters"]
-        if given["dataset"] != dataset or any(given[name] != value for name, value in settings.items()):
+        if given["dataset"] != dataset or any(given.get(name) != value for name, value in settings.items()):
             continue
         if abs(_looked_at(given).get("eps", eps) - eps) > 1e-9:
             continue
         key = given["label"], given["bits"]
         found[key] = _joined(found[key], record) if key in found else _first(record)
-    return [found[key] for key in sorted(found)]
+    return [_with_any_search(found[key]) for key in sorted(found)]
 
 
 def of_bits(networks: Iterable[JudgedCodes], bits: int) -> list[JudgedCodes]:
@@ -160,15 +222,40 @@ def attacks_side_by_side(network: JudgedCodes, attacks: Sequence[str]) -> str:
     columns = "steps", "its own search", "AutoPGD, $\\mu = 1$", "AutoPGD, $\\mu$ rises", "bound"
     lines = [f"| attack | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
     for name in attacks:
-        loss = name.removesuffix(", ported")
-        of_search = (name, f"{loss}, AutoPGD, alpha one", f"{loss}, AutoPGD, alpha rising", f"{name}, bound")
+        loss = name.removesuffix(PORTED)
+        of_search = (name, *(loss + how for how in AUTO_PGD), f"{name}, bound")
         cells = str(network.details["steps"].get(name, "not run")), *map(network.told, of_search)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def defenses_side_by_side(
+    networks: Sequence[JudgedCodes], attacks: Sequence[str], levels: Sequence[float] = (), benign: str = "benign"
+) -> str:
+    """A Markdown table with a row for each network: what it is without an attack, and what attacks leave of it.
+
+    Args:
+        networks: In their order.
+        attacks: Names of attacks, a column for each; "CgA" is told by its own search, "CgA, any search" by all.
+        levels: Radii of robust MAP, times 255, a column for each.
+        benign: The metric without an attack; by default of the queries that are attacked.
+
+    Raises:
+        ResultError: Numbers of different networks that do not compare, see `JudgedCodes.apart_from`; or columns on
+            different queries.
+    """
+    names = [benign, *attacks, *(f"{ROBUST}{level:g}/255" for level in levels)]
+    _check_compared(networks, names)
+    heads = ["benign", *attacks, *(f"robust, {level:g}/255" for level in levels)]
+    lines = [f"| network | bits | {' | '.join(heads)} |", "| --- | ---: |" + " ---: |" * len(heads)]
+    for network in networks:
+        lines.append(f"| {network.label} | {network.bits} | {' | '.join(map(network.told, names))} |")
+    return "\n".join(lines)
+
+
 def _first(record: dict[str, Any]) -> JudgedCodes:
-    given, details = record["parameters"], record["details"]
+    given, details = record["parameters"], dict(record["details"])
+    details["recipe"] = NO_DEFENSE | details["recipe"]
     attacked = _looked_at(given)
     asked = dict.fromkeys(details["of_query"], details["asked"])
     return JudgedCodes(given["label"], given["bits"], record["metrics"], details, attacked, record["protocol"], asked)
@@ -212,6 +299,68 @@ def _check_alike(network: JudgedCodes, other: JudgedCodes) -> None:
         mine, its = (each.metrics[name]["value"] for each in (network, other))
         if abs(mine - its) > 1e-6:
             raise ResultError(f"{both}: {name} is {mine} and {its}")
+
+
+def _with_any_search(network: JudgedCodes) -> JudgedCodes:
+    """The network with what the strongest search leaves, see `ANY_SEARCH`."""
+    of_query, strongest = network.details["of_query"], {}
+    for loss in network.details["steps"]:
+        searches = [loss, *(loss + how for how in AUTO_PGD)]
+        if of_query.keys() >= set(searches):
+            most = max if loss in WITH_TARGET else min
+            searches += [loss + PORTED] * (loss + PORTED in of_query)
+            strongest[loss] = [most(values) for values in zip(*map(of_query.get, searches), strict=True)]
+    told = {loss + ANY_SEARCH: values for loss, values in strongest.items()}
+    return replace(
+        network,
+        metrics=network.metrics | {name: _mean(values) for name, values in told.items()},
+        details=network.details | {"of_query": of_query | told},
+        asked=network.asked | {loss + ANY_SEARCH: network.asked[loss] for loss in strongest},
+    )
+
+
+def _mean(values: Sequence[float]) -> dict[str, Any]:
+    """A metric of values, one for each query, as in a result file."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return asdict(measured(statistics.fmean(values), len(values), error))
+
+
+def _check_compared(networks: Sequence[JudgedCodes], names: Sequence[str]) -> None:
+    """Raise a ResultError unless the numbers of one table compare."""
+    for network in networks[1:]:
+        _check_searched(networks[0], network, f"{networks[0].label!r} and {network.label!r}")
+    cells = [(network, name) for name in names for network in networks if name in network.asked]
+    for network, name in cells:
+        first, its = cells[0]
+        if network.asked[name] != first.asked[its]:
+            both = f"{its!r} of {first.label!r} and {name!r} of {network.label!r}"
+            raise ResultError(f"{both} attacked other queries: judge one anew")
+        _check_attacked(next(one for one, same in cells if same == name), network, name)
+
+
+def _check_attacked(one: JudgedCodes, other: JudgedCodes, attack: str) -> None:
+    """Raise a ResultError unless one attack was run alike on two networks."""
+    mine, its = (_how(network, attack) for network in (one, other))
+    for name in mine.keys() & its.keys():
+        if mine[name] != its[name]:
+            both = f"{attack!r} of {one.label!r} and of {other.label!r}"
+            raise ResultError(f"{both} had {name} {mine[name]} and {its[name]}: judge one anew")
+
+
+def _how(network: JudgedCodes, attack: str) -> dict[str, Any]:
+    """What decides how an attack was run, besides the queries; the most steps are told by those that it took."""
+    loss = attack
+    for search in (ANY_SEARCH, *AUTO_PGD):
+        loss = loss.removesuffix(search)
+    family = "robust" if attack.startswith(ROBUST) else "with target" if loss in WITH_TARGET else "without target"
+    family = "generated" if attack.startswith("ProS-GAN") else family
+    names = set(LOOKED_AT[family]) - {"n_queries", "most_steps"}
+    found = {name: network.parameters[name] for name in names & network.parameters.keys()}
+    if loss in network.details["steps"]:
+        found["steps"] = network.details["steps"][loss]
+    if family in ("with target", "generated") and "aimed" in network.details:
+        found["aimed at"] = network.details["aimed"]
+    return found
 
 
 def _check_searched(one: JudgedCodes, other: JudgedCodes, both: str) -> None:
