@@ -96,7 +96,7 @@ AT_EQUAL_COST = INNER_ATTACK | {"batch": 32, "optimizer": "adam", "lr": 1e-3, "m
 TUNING: dict[str, dict[str, object]] = {
     "fashion-mnist, quick": AT_EQUAL_COST | {"eps": 16 / 255, "inner_step": 4 / 255, "steps": 1_200},
     "fashion-mnist, full": AT_EQUAL_COST | {"eps": 16 / 255, "inner_step": 4 / 255, "steps": 2_400},
-    "photographs": AT_EQUAL_COST | {"lr": 1e-4, "steps": 1_000},
+    "photographs": AT_EQUAL_COST | {"lr": 3e-4, "steps": 500},
 }
 
 PUBLISHED_TUNING: dict[HashDefenseName, dict[str, object]] = {
