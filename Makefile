@@ -48,6 +48,7 @@ data: $(STAMP) ## get, verify and convert a data set: DATASET=fashion-mnist, cub
 bench: data ## measure what a step of each attack and defense costs, and the metrics
 	$(BIN)/python -m tests.benchmarks.attack_cost --write
 	$(BIN)/python -m tests.benchmarks.defense_cost --write
+	$(BIN)/python -m tests.benchmarks.hash_defense_cost --write
 	$(BIN)/python -m tests.benchmarks.metrics_cost --write
 	$(BIN)/python -m tests.benchmarks.hamming_cost --write
 

@@ -1,12 +1,13 @@
 """Committed tables of benchmarks are those of their scripts, as far as no machine changes them."""
 
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from robret_lib.hamming import average_precisions
-from tests.benchmarks import decoupling, defense_cost, hamming_cost, neighborhood, sharpness
+from tests.benchmarks import decoupling, defense_cost, hamming_cost, hash_defense_cost, neighborhood, sharpness
 from tests.small_defenses import a_batch
 from tests.small_retrieval import seeded, small_model
 
@@ -20,6 +21,23 @@ def test_costs_of_defenses_are_told_as_they_are_measured_now():
     assert lines[: len(defense_cost.head())] == defense_cost.head()
     told = [line.split(" | ")[:2] for line in lines if line.startswith("| ")][2:]
     assert told == [[f"| {setting.backbone}", name] for setting in defense_cost.SETTINGS for name in setting.timed]
+
+
+def test_costs_of_defenses_of_hash_codes_are_told_as_they_are_measured_now():
+    lines = (TABLES / "hash_defense_cost.md").read_text().splitlines()
+    assert lines[: len(hash_defense_cost.head())] == hash_defense_cost.head()
+    told = [line.split(" | ")[:2] for line in lines if line.startswith("| ")][2:]
+    settings = hash_defense_cost.SETTINGS
+    assert told == [[f"| {setting.backbone}", name] for setting in settings for name in hash_defense_cost.DEFENSES]
+
+
+def test_a_stopwatch_counts_what_is_called_inside_once():
+    watch = hash_defense_cost.Stopwatch()
+    inner = watch.over(lambda: sum(range(100_000)))
+    outer = watch.over(lambda: inner() + inner())
+    begun = time.process_time()
+    assert outer() == 2 * sum(range(100_000))
+    assert 0 < watch.seconds <= time.process_time() - begun
 
 
 def test_costs_of_map_are_told_as_they_are_measured_now():

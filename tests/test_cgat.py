@@ -4,17 +4,21 @@ import pytest
 import torch
 
 from robret_lib.defenses import CenterGuided
-from robret_lib.hashing import DPH, HashObjective, KnownCodes
+from robret_lib.hashing import DPH, HashObjective, KnownCodes, center_code
+from robret_lib.hashing.center_code import center_votes, votes_of
 from tests.small_hash_defenses import (
     BATCHES,
+    BITS,
     INNER,
     MODES,
     a_defense,
     assert_the_loss_is,
+    first_codes,
     given,
     in_modes_with_dropout,
     share,
     small_network,
+    some_split,
 )
 from tests.test_center_code import CODES, LABELS
 
@@ -89,6 +93,20 @@ def test_where_all_share_a_label_the_published_code_has_no_center():
     everyone = torch.tensor([[1, 0, 0]]).expand(4, 3)
     assert centers_of(of_four_codes("reference", everyone), [[1, 0, 0]]) == [[0, 0, 0, 0]]
     assert centers_of(of_four_codes("fixed", everyone), [[1, 0, 0]]) == [[1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("weights", ["binary", "jaccard", "cosine"])
+def test_centers_are_those_of_all_codes_one_by_one(weights):
+    """Though these are summed up by kinds of labels."""
+    split, codes = some_split(), first_codes()
+    defense = a_defense("cgat", weights=weights)
+    expected = center_code(split.labels, codes, split.labels, weights)
+    assert torch.equal(defense.centers(defense.looked_up(split.labels)), expected)
+    sums = torch.zeros(len(defense.kinds), BITS).index_add_(0, defense.kind, codes)
+    votes = votes_of(defense.looked_up(split.labels), sums, defense.counts)
+    one_by_one = center_votes(split.labels, codes, split.labels, weights)
+    torch.testing.assert_close(votes, one_by_one, rtol=0, atol=1e-12)
+    assert len(defense.kinds) < len(codes) and defense.counts.sum() == len(codes)
 
 
 @pytest.mark.parametrize("mode", MODES)

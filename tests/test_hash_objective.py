@@ -125,6 +125,16 @@ def test_what_a_batch_is_compared_with_does_not_change_with_the_next_one():
     assert first.codes.tolist() == [[pytest.approx(0.3)]]
 
 
+def test_what_is_noted_does_not_reach_into_what_a_batch_was_compared_with():
+    """Not where all have been seen either, and nothing is left out."""
+    known = KnownCodes(torch.arange(2), 1)
+    known.fill(torch.tensor([[0.5], [-0.5]]))
+    first = known.with_batch(torch.tensor([0]), torch.tensor([[0.3]]))
+    known.with_batch(torch.tensor([0, 1]), torch.tensor([[-0.7], [0.1]]))
+    assert first.codes.flatten().tolist() == pytest.approx([0.3, -0.5])
+    assert known.all().codes.flatten().tolist() == pytest.approx([-0.7, 0.1])
+
+
 def test_another_word_for_the_unseen_is_refused():
     with pytest.raises(ValueError, match="unseen='ones': expected 'left out' or 'zeros'"):
         KnownCodes(torch.arange(3), 4, "ones")

@@ -30,6 +30,10 @@ class CenterGuided(AttackedCodes):
         TypeError, ValueError: As `AttackedCodes`; no such weights.
     """
 
+    kinds: Tensor  # label vectors that the training set has, each once,
+    kind: Tensor  # which of them an image has,
+    counts: Tensor  # and how many images have it
+
     def __init__(
         self,
         search: Search,
@@ -43,9 +47,12 @@ class CenterGuided(AttackedCodes):
         super().__init__(search, clean, weight, clean_weight, quantization, mode)
         check_weights(weights)
         self.weights = weights
+        found = clean.known.labels.unique(dim=0, return_inverse=True, return_counts=True)
+        for name, part in zip(("kinds", "kind", "counts"), found, strict=True):
+            self.register_buffer(name, part, persistent=False)
 
     def looked_up(self, labels: Tensor) -> Tensor:
-        """How many labels each image of the batch has in common with each of the training set, ``[B, N]``.
+        """How much each image of the batch has in common with each kind of label vector, float64 ``[B, kinds]``.
 
         Raises:
             RuntimeError: Codes of the training set are not known.
@@ -53,16 +60,17 @@ class CenterGuided(AttackedCodes):
         if not self.clean.known.seen.all():
             unknown = int((~self.clean.known.seen).sum())
             raise RuntimeError(f"{unknown} codes of the training set are not known: fill them in, see KnownCodes.fill")
-        return overlap(labels, self.clean.known.labels, self.weights)
+        return overlap(labels, self.kinds, self.weights).double()
 
     def price(self, asked: Tensor) -> CodeLoss:
         centers = self.centers(asked)
         return lambda codes: -(codes * centers).mean(1)
 
     def centers(self, shared: Tensor) -> Tensor:
-        """The center codes ``[B, bits]`` of images with so many labels in common with the training set."""
+        """The center codes ``[B, bits]`` of images that have so much in common with each kind."""
         signs = self.known.codes.sign()
-        votes = votes_of(shared, signs)
+        sums = signs.new_zeros(len(self.kinds), signs.shape[1]).index_add_(0, self.kind, signs)
+        votes = votes_of(shared, sums, self.counts)
         if self.mode == "fixed":
             return codes_of(votes).to(signs)
         return votes.sign().to(signs) * self.one_of_each(shared)

@@ -15,6 +15,12 @@ class PairGuided(AttackedCodes):
     """
 
     def price(self, asked: Tensor) -> CodeLoss:
+        """Written out, of each code a square and a linear form, so that pairs are gone through once, not in each call.
+
+        ``h~ G h~ - 2 h~ . v + 1`` with ``G = U^T U / (N K^2)`` and ``v_i = sum_j s_ij U_j / (N K)``.
+        """
         codes, labels = self.known
-        wanted = 2 * relevance(asked, labels).to(codes) - 1
-        return lambda attacked: (attacked @ codes.T / codes.shape[1] - wanted).square().mean(1)
+        scaled = codes / codes.shape[1]
+        wanted = (2 * relevance(asked, labels).to(codes) - 1) @ scaled / len(codes)
+        products = scaled.T @ scaled / len(codes)
+        return lambda attacked: (attacked * (attacked @ products - 2 * wanted)).sum(1) + 1

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from robret_lib.data import DataError, relevance, same_kind
+from robret_lib.data import DataError, same_kind
 from robret_lib.hamming import codes_of
 from robret_lib.hamming.codes import check_binary
 
@@ -59,27 +59,35 @@ def center_votes(
         raise DataError(f"{len(train_codes)} train codes and {len(train_labels)} labels: expected one for each")
     check_weights(weights)
     shared = overlap(labels, train_labels.to(labels.device), weights).to(train_codes.device)
-    return votes_of(shared, train_codes, balanced)
+    return votes_of(shared, train_codes, balanced=balanced)
 
 
-def votes_of(shared: Tensor, train_codes: Tensor, balanced: bool = True) -> Tensor:
-    """`center_votes` by how much images have in common with the training set, `overlap`, ``[B, N]``.
+def votes_of(shared: Tensor, sums: Tensor, counts: Tensor | None = None, balanced: bool = True) -> Tensor:
+    """`center_votes` of codes, or of their sums in groups of equal labels, which are fewer.
 
-    Sums over a side that is weighted alike are of whole numbers, so that draws are exactly zero.
+    Sums over a side that is weighted alike are of whole numbers, so that draws are exactly zero. The others are not
+    summed once more: they are all codes, less those that share a label.
+
+    Args:
+        shared: How much images have in common with each group, `overlap`, ``[B, groups]``.
+        sums: Of the codes of each group, ``[groups, bits]``.
+        counts: How many codes a group has, ``[groups]``; None is one.
+        balanced: See `center_votes`.
     """
-    codes = train_codes.to(shared)
-    others = (shared == 0).to(shared)
-    pulled, pushed = ((part @ codes).double() for part in (shared, others))
+    counts = sums.new_ones(len(sums)) if counts is None else counts
+    pulled, own = _weighted(shared, sums, counts)
+    alike = shared.dtype == torch.float32
+    told, sharing = (pulled, own) if alike else _weighted((shared > 0).to(shared), sums, counts)
+    pushed, other = sums.double().sum(0) - told, counts.double().sum() - sharing
     if not balanced:
         return pulled - pushed
-    own, other = (_counted(part) for part in (shared, others))
+    own, other = (torch.where(part > 0, part, 1.0) for part in (own, other))  # of none, the votes are 0
     return (other * pulled - own * pushed) / (own * other)
 
 
-def _counted(weights: Tensor) -> Tensor:
-    """Their sum, float64 ``[B, 1]``; 1 where there are none, whose votes are 0."""
-    sums = weights.sum(1, keepdim=True, dtype=torch.float64)
-    return torch.where(sums > 0, sums, 1.0)
+def _weighted(weights: Tensor, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted sums of groups, of codes ``[B, bits]`` and of how many there are ``[B, 1]``, float64."""
+    return tuple((weights @ part.to(weights)).double() for part in (sums, counts[:, None]))
 
 
 def check_weights(weights: str) -> None:
@@ -93,12 +101,12 @@ def overlap(labels: Tensor, others: Tensor, weights: Weights) -> Tensor:
 
     Float32 where they are alike or not, which no sum of up to 2^24 codes rounds; else float64.
     """
-    others = others.to(labels.device)
-    shared = relevance(labels, others)
-    labels, others = same_kind(labels, others)
-    if weights == "binary" or labels.ndim == 1:
-        return shared.float()
-    common = labels.double() @ others.double().T
+    labels, others = same_kind(labels, others.to(labels.device))
+    if labels.ndim == 1:
+        return (labels[:, None] == others).float()
+    common = labels.float() @ others.float().T
+    if weights == "binary":
+        return common.clamp_(max=1)
     sizes, theirs = labels.sum(1, dtype=torch.float64)[:, None], others.sum(1, dtype=torch.float64)
     either = sizes + theirs - common if weights == "jaccard" else (sizes * theirs).sqrt()
     return common / either.clamp(min=1)

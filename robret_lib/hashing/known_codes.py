@@ -51,7 +51,7 @@ class KnownCodes(nn.Module):
         self.seen.fill_(True)
 
     def all(self) -> Known:
-        """Those that have been seen, or all with zeros; see ``unseen``."""
+        """Those that have been seen, or all with zeros; see ``unseen``. To be looked at before the next batch."""
         return self._kept(self.codes, self.seen)
 
     def with_batch(self, rows: Tensor, codes: Tensor) -> Known:
@@ -65,11 +65,12 @@ class KnownCodes(nn.Module):
         kept, seen = self.codes.clone(), self.seen.clone()
         kept[rows], seen[rows] = codes.to(kept), True
         if self.training:
-            self.codes.copy_(kept)
-            self.seen.copy_(seen)
+            self.codes[rows], self.seen[rows] = kept[rows], True
         return self._kept(kept, seen)
 
     def _kept(self, codes: Tensor, seen: Tensor) -> Known:
+        if seen.all():
+            return Known(codes, self.labels)
         if self.unseen == "left out":
             return Known(codes[seen], self.labels[seen])
         return Known(codes, self.labels * seen[:, None])
