@@ -183,7 +183,7 @@ def test_stopped_and_resumed_it_ends_with_the_same_weights_and_the_same_codes(na
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        (lambda: a_defense("saat"), "this training is .*MainstayGuided"),
+        (lambda: a_defense("saat"), "MainstayGuided"),
         (lambda: a_defense("cgat", weight=2.0), "weight=2.0"),
         (lambda: a_defense("cgat", clean_weight=0.5), "clean_weight=0.5"),
         (lambda: a_defense("cgat", quantization=0.5), "quantization=0.5"),
@@ -195,7 +195,7 @@ def test_stopped_and_resumed_it_ends_with_the_same_weights_and_the_same_codes(na
 def test_a_checkpoint_of_another_defense_is_refused(other, said, tmp_path):
     schedule, split = Schedule(steps=1, batch=8), some_split()
     train(small_model(), split, a_defense("cgat"), schedule, tmp_path / "checkpoint")
-    with pytest.raises(ValueError, match=f"this training is .*{said.removeprefix('this training is .*')}"):
+    with pytest.raises(ValueError, match=f"this training is .*{said}"):
         train(small_model(), split, other(), schedule, tmp_path / "checkpoint")
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import sys
 from dataclasses import fields, replace
 from functools import partial
@@ -13,14 +14,16 @@ import torch
 from safetensors import safe_open
 
 from robret_lib import data as data_package
-from robret_lib import hamming, hashing, models, recipes, training
+from robret_lib import defenses, hamming, hashing, models, recipes, training
+from robret_lib.attacks import PGD
+from robret_lib.attacks.search import ball, passes, pgd
 from robret_lib.data import Protocol, RetrievalData, Split, multi_hot
-from robret_lib.defenses import collapse
+from robret_lib.defenses import attacked_codes, collapse, inner
 from robret_lib.hashing import batch, continuation, dpsh, known_codes, objective, prototype
 from robret_lib.models import HashModel, embed
-from robret_lib.recipes import HashRecipe, for_codes, hash_objective, hash_recipe, kept, trained
+from robret_lib.recipes import HashRecipe, for_codes, hash_defense, hash_objective, hash_recipe, kept, trained
 from robret_lib.recipes.hash_objective import PARTS, PARTS_OF_ALL, of_hashing
-from robret_lib.recipes.hash_recipe import WITH_SOURCES
+from robret_lib.recipes.hash_recipe import OF_A_DEFENSE, OF_A_NETWORK, WITH_SOURCES
 from robret_lib.recipes.named_hashing import HASHING_GENERATION
 from tests.test_recipes import (
     CPU,
@@ -43,6 +46,9 @@ SOURCES = get_args(hash_recipe.Source)
 NAN = float("nan")
 RECIPE = HashRecipe("c2f2_half", bits=8, method="csq", steps=4, batch=8)
 LONG = replace(RECIPE, generation=1)
+DEFENDED = replace(RECIPE, defense="cgat", origin=RECIPE, eps=0.1, inner_step=0.05, inner_steps=2)
+DEFENSES = get_args(hash_recipe.HashDefenseName)
+IN_ALL_MODES = [(name, mode) for name in DEFENSES for mode in ("fixed", "reference")]
 QUANTIZED = {"hswd": hashing.HashNet, "csq_c": hashing.CSQ, "dsdh_c": hashing.DSDH}
 
 
@@ -176,6 +182,49 @@ def test_a_killed_training_goes_on_where_it_was(tmp_path, cache):
     assert_killed_and_resumed(recipe, forked_early(), tmp_path, cache)
 
 
+@pytest.mark.slow
+def test_a_killed_training_of_a_defended_network_goes_on_where_it_was(tmp_path, cache):
+    """The prototypes, too, go on learning from where they were; the origin is not trained again."""
+    origin = HashRecipe("c2f2_half", bits=4, method="dph", steps=2, batch=8)
+    tuned = {"defense": "atrdh", "eps": 0.1, "inner_step": 0.1, "inner_steps": 1, "mode": "reference"}
+    assert_killed_and_resumed(
+        replace(origin, steps=202, batch=2, origin=origin, **tuned), forked_early(), tmp_path, cache
+    )
+
+
+# Defended
+
+
+@pytest.mark.parametrize(("name", "mode"), IN_ALL_MODES)
+def test_a_defended_network_is_trained_and_kept_once(name, mode, trainings, cache):
+    """Its origin first, whose weights it begins with."""
+    recipe = defended(name, mode=mode, steps=1, lr=1e-7)
+    first = trained(recipe, some_data(), CPU)
+    assert len(trainings) == 2 and len(list(cache.glob("*.safetensors"))) == 2
+    again, origin = trained(recipe, some_data(), CPU), trained(RECIPE, some_data(), CPU)
+    assert len(trainings) == 2 and again.history == first.history
+    assert_same_weights(weights_of(again), weights_of(first))
+    change = {key: (value - weights_of(origin)[key]).abs().max() for key, value in weights_of(first).items()}
+    assert max(change.values()) < 1e-5 and change["backbone.0.weight"] > 0
+    assert isinstance(first.model, HashModel) and set(first.history[-1]) == {"step", "loss", "map", "spread"}
+    assert type(trainings[1][2]) is hash_defense.DEFENSES[name]
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "greedyhash"])
+def test_networks_of_every_method_are_defended(method):
+    data, origin = with_several_labels(some_data()), of_method(method)
+    found = trained(defended("saat", method=method, origin=origin, mode="reference"), data, CPU)
+    assert not torch.equal(
+        weights_of(found)["backbone.0.weight"], weights_of(trained(origin, data, CPU))["backbone.0.weight"]
+    )
+
+
+def test_a_defended_network_may_be_the_origin_of_another(trainings):
+    recipe = defended("saat", origin=replace(DEFENDED, steps=2), steps=3)
+    trained(recipe, some_data(), CPU)
+    assert [type(each[2]).__name__ for each in trainings] == ["HashObjective", "CenterGuided", "MainstayGuided"]
+
+
 # The name
 
 
@@ -197,8 +246,18 @@ def test_every_part_of_a_recipe_is_part_of_its_name(field):
         "generation": 1,
         "pretrained": True,
         "crop": 24,
+        "defense": "saat",
+        "origin": replace(RECIPE, steps=5),
+        "eps": 0.2,
+        "inner_step": 0.1,
+        "inner_steps": 1,
+        "hashing_weight": 0.5,
+        "adversarial_weight": 2.0,
+        "quantization": 1e-4,
+        "mode": "reference",
     }
-    data, recipe = some_data(), replace(RECIPE, optimizer="sgd" if field == "momentum" else "rmsprop")
+    data, recipe = some_data(), DEFENDED if field == "defense" or field in OF_A_DEFENSE else RECIPE
+    recipe = replace(recipe, optimizer="sgd" if field == "momentum" else "rmsprop")
     assert kept._key(replace(recipe, **{field: changes[field]}), data) != kept._key(recipe, data)
     assert kept._key(recipe, data) == kept._key(replace(recipe), some_data())
 
@@ -213,6 +272,10 @@ def test_other_data_have_another_name():
 
 def of_method(method: recipes.HashingName) -> HashRecipe:
     return replace(RECIPE, method=method)
+
+
+def defended(name: recipes.HashDefenseName, **changes: object) -> HashRecipe:
+    return replace(DEFENDED, defense=name, **changes)
 
 
 OTHERS = A_RECIPE, A_DEFENDED_RECIPE, replace(A_RECIPE, generation=1), recipes.photographs(embedding_dim=8)
@@ -234,6 +297,46 @@ def test_other_code_of_training_renames_quick_networks(module, edited):
     assert again._key(LONG, data) == kept._key(LONG, data)
 
 
+PARTS_OF_ALL_DEFENSES = ball, passes, pgd, inner, attacked_codes, hash_defense
+PARTS_OF_A_DEFENSE = [*dict.fromkeys(part for parts in kept.HASH_PARTS.values() for part in parts)]
+NOT_DEFENDED = [*(of_method(name) for name in METHODS), LONG, *OTHERS]
+
+
+@pytest.mark.parametrize("module", [*PARTS_OF_ALL_DEFENSES, *PARTS_OF_A_DEFENSE])
+def test_other_code_of_a_defense_renames_only_quick_networks_that_have_it(module, edited):
+    """And no network without a defense of codes: `attacks.pgd` those that have a defense of embeddings."""
+    again, data = edited(module, inspect.getsource(module) + "\nlast = 1\n"), some_data()
+    renamed = {name for name in DEFENSES if again._key(defended(name), data) != kept._key(defended(name), data)}
+    assert renamed == {name for name in DEFENSES if module in (*PARTS_OF_ALL_DEFENSES, *kept.HASH_PARTS[name])}
+    long = [defended(name, generation=1, origin=LONG) for name in DEFENSES]
+    for recipe in (*NOT_DEFENDED, *long):
+        shared = recipe is A_DEFENDED_RECIPE and module in (ball, passes, pgd, inner)
+        assert (again._key(recipe, data) != kept._key(recipe, data)) == shared
+
+
+def test_every_defense_is_of_the_modules_that_make_it():
+    """Those of its class, of those that it is made of, and what they import from there."""
+    assert set(kept.HASH_PARTS) == set(hash_defense.DEFENSES) == set(DEFENSES)
+    of_all = {part.__name__ for part in (*PARTS_OF_ALL_DEFENSES, *PARTS_OF_ALL)}
+    for name, parts in kept.HASH_PARTS.items():
+        made = {each.__module__ for each in hash_defense.DEFENSES[name].__mro__}
+        for part in parts:
+            made |= {*re.findall(r"from (robret_lib\.(?:defenses|hashing)\.\w+) import", inspect.getsource(part))}
+        found = {module for module in made if module.startswith("robret_lib")} - of_all
+        assert found == {part.__name__ for part in parts}, name
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_other_code_of_the_origin_renames_a_defended_network(name, edited):
+    again, data = edited(dpsh, inspect.getsource(dpsh) + "\nlast = 1\n"), some_data()
+    recipe = defended(name, method="dpsh", origin=of_method("dpsh"))
+    assert again._key(recipe, data) != kept._key(recipe, data)
+    assert again._key(defended(name), data) == kept._key(defended(name), data)
+    long = replace(recipe, generation=1, origin=replace(recipe.origin, generation=1))
+    assert again._key(long, data) == kept._key(long, data)
+    assert kept._key(replace(long, origin=recipe.origin), data) != kept._key(long, data)
+
+
 CENTER_CODE = sys.modules["robret_lib.hashing.center_code"]  # the package has a function of this name
 
 
@@ -250,7 +353,7 @@ def test_other_words_rename_no_network(module, edited):
 
 
 def test_every_module_of_hashing_is_part_of_a_method_or_of_all():
-    """But for codes at the center of labels, in closed form and by a network: attacks make them of a trained one."""
+    """But for codes at the center of labels, in closed form and by a network: attacks and defenses make them."""
     folder = Path(batch.__file__).parent
     names = {part.__name__ for part in (*PARTS_OF_ALL, *PARTS.values())} - {"robret_lib.data.labels"}
     parts = {name.removeprefix("robret_lib.hashing.") for name in names}
@@ -276,6 +379,8 @@ def test_networks_that_took_hours_keep_their_names():
     """A name is a promise: whoever has such a network must still find it. Raising the generation is what ends it."""
     recipe = for_codes("fashion-mnist", "full", generation=1)
     assert kept._key(recipe, some_data()) == "7d8f0e54753e0969"
+    tuned = replace(DEFENDED, generation=1, origin=LONG)
+    assert kept._key(tuned, some_data()) == "10729aa360162a45"
 
 
 # The code as the weights see it: where it changes them, HASHING_GENERATION has to be raised, and these numbers with it
@@ -299,6 +404,17 @@ WEIGHTS_OF_THE_GENERATION = {
     (1, "csq, saat"): 186.28339340065156,
     (1, "greedyhash, cgat"): 232.83003918985477,
     (1, "dph, published schedule"): 0.010093108188276464,
+    (1, "atrdh, fixed"): 83.95844459322669,
+    (1, "atrdh, reference"): 12.555046201491287,
+    (1, "cgat, fixed"): 40.388730269681,
+    (1, "cgat, reference"): -15.626778060114676,
+    (1, "saat, fixed"): 35.665083095872205,
+    (1, "saat, reference"): -17.31925432388374,
+    (1, "pairs, fixed"): 119.39859565792477,
+    (1, "pairs, reference"): 93.63087402541959,
+    (1, "prototypes, fixed"): 49.654495957711895,
+    (1, "prototypes, reference"): 46.71710232392618,
+    (1, "saat, weights"): -13.626535487425382,
 }
 
 ELSEWHERE = [("dpsh", "cgat"), ("dpsh", "saat"), ("hashnet", "cgat"), ("csq", "saat"), ("greedyhash", "cgat")]
@@ -316,6 +432,36 @@ def trained_a_little(method, **changes):
     training.train(model, data.train, of_hashing(recipe, data).double(), recipe.schedule)
     moved = torch.nn.utils.parameters_to_vector(model.parameters()).detach() - before
     return (moved * torch.linspace(-1, 1, len(moved), dtype=torch.float64)).sum().item()
+
+
+def tuned_a_little(name, mode, **changes):
+    """The same of a defended network, from its first weights, on crops of larger images; as any recipe has them."""
+    origin = for_codes("fashion-mnist", "full")
+    attack = {"eps": 0.1, "inner_step": 0.05, "inner_steps": 3}
+    schedule = {"steps": 7, "batch": 8, "optimizer": "adam", "lr": 1e-3, "momentum": 0.5, "milestones": (0.5, 0.75)}
+    recipe = replace(origin, defense=name, origin=origin, mode=mode, crop=28, **(attack | schedule | changes))
+    data, model = with_several_labels(with_borders(some_data())), kept._initial_model(recipe)
+    objective = hash_defense.of_hash_defense(recipe, of_hashing(recipe, data), data, model).double()
+    before = torch.nn.utils.parameters_to_vector(model.double().parameters()).clone()
+    training.train(model, data.train, objective, recipe.schedule, augment=partial(kept._cropped, size=28))
+    moved = torch.nn.utils.parameters_to_vector(model.parameters()).detach() - before
+    return (moved * torch.linspace(-1, 1, len(moved), dtype=torch.float64)).sum().item()
+
+
+def with_borders(data: RetrievalData) -> RetrievalData:
+    """Two pixels more on each side of what is trained on."""
+    images = torch.nn.functional.pad(data.train.images, (2, 2, 2, 2), value=99)
+    return replace(data, train=Split(images, data.train.labels))
+
+
+@pytest.mark.parametrize(("name", "mode"), IN_ALL_MODES)
+def test_full_scale_weights_of_a_defense_are_those_of_the_generation(name, mode):
+    assert_of_the_generation(tuned_a_little(name, mode), f"{name}, {mode}")
+
+
+def test_full_scale_weights_by_the_weights_of_a_defense_are_those_of_the_generation():
+    weights = {"hashing_weight": 0.5, "adversarial_weight": 2.0, "quantization": 1e-2}
+    assert_of_the_generation(tuned_a_little("saat", "fixed", **weights), "saat, weights")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -355,7 +501,7 @@ def test_an_edit_that_changes_weights_is_noticed(edit, monkeypatch):
         monkeypatch.setattr(hash_objective, "QUANTIZER", 0.11)
     elif edit == "unseen codes":
         known = hashing.KnownCodes
-        monkeypatch.setattr(hashing, "KnownCodes", lambda labels, bits: known(labels, bits, "zeros"))
+        monkeypatch.setattr(hashing, "KnownCodes", lambda labels, bits, unseen: known(labels, bits, "zeros"))
     elif edit == "sharpness":
         monkeypatch.setitem(hash_objective.CONTINUATIONS, "saat", lambda step, epoch: 1 + 0.01 * step)
     elif edit == "head":
@@ -364,6 +510,21 @@ def test_an_edit_that_changes_weights_is_noticed(edit, monkeypatch):
     else:
         monkeypatch.setitem(training.OPTIMIZERS, "rmsprop", partial(torch.optim.RMSprop, alpha=0.9))
     assert trained_a_little(method) != pytest.approx(before, rel=1e-5)
+
+
+@pytest.mark.parametrize("edit", ["centers", "attack", "known codes", "draw"])
+def test_an_edit_of_a_defense_that_changes_weights_is_noticed(edit, monkeypatch):
+    before = WEIGHTS_OF_THE_GENERATION[1, "cgat, reference"]
+    if edit == "centers":
+        monkeypatch.setattr(defenses.CenterGuided, "one_of_each", lambda self, shared: shared.new_ones(len(shared), 1))
+    elif edit == "attack":
+        monkeypatch.setattr(hash_defense, "PGD", lambda *numbers, random_start: PGD(*numbers, random_start=False))
+    elif edit == "known codes":
+        monkeypatch.setattr(hash_defense, "published_codes", lambda recipe, train, model: torch.ones(40, 32))
+    else:
+        monkeypatch.setattr(defenses.cgat, "codes_of", lambda votes: votes.sign())
+        before = WEIGHTS_OF_THE_GENERATION[1, "cgat, fixed"]
+    assert tuned_a_little("cgat", "fixed" if edit == "draw" else "reference") != pytest.approx(before, rel=1e-5)
 
 
 def _with_another_head(model):
@@ -458,10 +619,11 @@ def test_the_schedule_is_what_the_recipe_says():
         ({"lr": NAN}, "lr=nan: expected a finite number above 0"),
         ({"weight_decay": -1}, "weight_decay=-1: expected a finite number of at least 0"),
         ({"optimizer": "adamw"}, r"optimizer='adamw', momentum=0.0: expected one of \('adam', 'sgd', 'rmsprop'\)"),
-        ({"momentum": 0.9}, "optimizer='rmsprop', momentum=0.9: expected .* a momentum of sgd alone"),
+        ({"momentum": 0.9}, "optimizer='rmsprop', momentum=0.9: expected .* and no momentum of rmsprop"),
         ({"optimizer": "sgd", "momentum": 2}, "momentum=2: expected a share"),
         ({"milestones": (0.5, 67)}, "milestones=67: expected a share"),
         ({"crop": -3}, "crop=-3: expected a whole number of at least 0"),
+        ({"mode": "Reference"}, "mode='Reference': expected 'fixed' or 'reference'"),
     ],
     ids=str,
 )
@@ -473,6 +635,53 @@ def test_a_recipe_that_nobody_can_follow_is_refused(changes, message):
 def test_a_recipe_of_embeddings_learns_no_codes():
     with pytest.raises(ValueError, match='distance="H": expected "N", "E" or "C"; codes are learned by a HashRecipe'):
         replace(A_RECIPE, distance="H")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"defense": "CgAT"}, r"defense='CgAT': expected one of \('atrdh', 'cgat', .*\), or None"),
+        ({"origin": None}, "defense='cgat' tunes a network: expected an origin, the recipe of that network"),
+        ({"bits": 16}, "bits=16 with an origin of bits=8: expected the same"),
+        ({"backbone": "c2f2"}, "backbone='c2f2' with an origin of backbone='c2f2_half': expected the same"),
+        ({"method": "dph"}, "method='dph' with an origin of method='csq': expected the same"),
+        ({"source": "saat"}, "source='saat' with an origin of source='deephash': expected the same"),
+        ({"eps": 0.0}, "eps=0.0: expected a finite number above 0"),
+        ({"eps": 8}, r"eps=8: expected a share in \[0, 1\]"),
+        ({"eps": NAN}, "eps=nan: expected a share"),
+        ({"inner_step": 0.0}, "inner_step=0.0: expected a finite number above 0"),
+        ({"inner_step": 2}, r"inner_step=2: expected a share in \[0, 1\]"),
+        ({"inner_steps": 0}, "inner_steps=0: expected a whole number of at least 1"),
+        ({"hashing_weight": -1}, "hashing_weight=-1: expected a finite number of at least 0"),
+        ({"adversarial_weight": NAN}, "adversarial_weight=nan: expected a finite number of at least 0"),
+        ({"quantization": -1e-4}, "quantization=-0.0001: expected a finite number of at least 0"),
+        ({"mode": "old"}, "mode='old': expected 'fixed' or 'reference'"),
+        (
+            {"method": "greedyhash", "origin": replace(RECIPE, method="greedyhash")},
+            "defense='cgat' of method='greedyhash': the classifier that it has learned is not kept .*; source='cgat'",
+        ),
+    ],
+    ids=str,
+)
+def test_a_defended_recipe_that_nobody_can_follow_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(DEFENDED, **changes)
+
+
+@pytest.mark.parametrize("field", OF_A_DEFENSE)
+def test_what_nothing_but_a_defense_looks_at_is_refused_without_one(field):
+    value = getattr(DEFENDED, field)
+    value = value if value != getattr(RECIPE, field) else {"mode": "reference"}.get(field, 0.5)
+    with pytest.raises(ValueError, match=f"{field}=.* without a defense that looks at it"):
+        replace(RECIPE, **{field: value})
+
+
+def test_a_defended_network_shares_with_its_origin_what_its_loss_is_of():
+    assert OF_A_NETWORK == ("backbone", "bits", "method", "source")
+    others = {"seed": 3, "steps": 9, "batch": 4, "lr": 0.1, "optimizer": "sgd", "crop": 20, "generation": 1}
+    assert replace(DEFENDED, origin=replace(RECIPE, **others)).origin.seed == 3
+    classifier = replace(RECIPE, method="greedyhash", source="cgat")
+    assert replace(DEFENDED, method="greedyhash", source="cgat", origin=classifier).origin == classifier
 
 
 @pytest.mark.parametrize("changes", [{"backbone": "c3f3"}, {"pretrained": True}])

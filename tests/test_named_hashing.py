@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from robret_lib import data, recipes
-from robret_lib.recipes import HashRecipe, for_codes, hash_data_of, named_hashing
+from robret_lib.recipes import HashRecipe, defended_codes, for_codes, hash_data_of, named_hashing
 from robret_lib.recipes.hash_recipe import WITH_SOURCES
 from robret_lib.recipes.named_hashing import HASHING_GENERATION, OFFICIAL_CODES
 from tests.small_codes import seeded
 
 METHODS = get_args(recipes.HashingName)
+DEFENSES = get_args(recipes.HashDefenseName)
 TRAINED_ON = {"flickr25k": 4_496, "nus_wide": 10_500, "coco": 10_000}
 """Images of the published lists; of FLICKR-25K those that are there."""
 
@@ -119,6 +120,118 @@ def test_the_settings_of_a_method_that_has_but_one_are_refused():
     for name in ("fashion-mnist", "coco"):
         with pytest.raises(ValueError, match="source='saat' with method='dch', in which all sources agree"):
             for_codes(name, "full", method="dch", source="saat")
+
+
+# Recipes of defended networks
+
+PUBLISHED = {
+    "cgat": (30, "sgd", 0.01, 0.9, 5e-4, 0.0),
+    "saat": (20, "sgd", 0.05, 0.0, 1e-5, 1e-4),
+    "atrdh": (100, "adam", 1e-4, 0.5, 0.0, 0.0),
+}
+"""Passes, optimizer, its rate, momentum or beta_1 and weight decay, and the weight of quantization."""
+
+ELSEWHERE = [("fashion-mnist", "quick"), ("fashion-mnist", "full"), ("some/set.npz", "quick"), ("some/set.npz", "full")]
+OFFICIAL = [(name, "full") for name in OFFICIAL_CODES]
+
+
+@pytest.mark.parametrize("name", OFFICIAL_CODES)
+@pytest.mark.parametrize("defense", DEFENSES)
+def test_official_sets_are_tuned_as_published(name, defense):
+    """By what nobody has published as by CgAT."""
+    passes, *expected = PUBLISHED.get(defense, PUBLISHED["cgat"])
+    recipe, per_pass = defended_codes(name, "full", defense), ceil(TRAINED_ON[name] / 32)
+    given = recipe.optimizer, recipe.lr, recipe.momentum, recipe.weight_decay, recipe.quantization
+    assert given == tuple(expected)
+    assert recipe.batch == 32 and recipe.steps == passes * per_pass
+    assert (recipe.hashing_weight, recipe.adversarial_weight, recipe.mode) == (1, 1, "fixed")
+    half, most = recipe.steps / 2, recipe.steps * 3 / 4
+    assert [recipe.schedule.rate(step) / recipe.lr for step in (0, ceil(half) - 1)] == [1, 1]
+    later = [
+        recipe.schedule.rate(step) / recipe.lr for step in (ceil(half), ceil(most) - 1, ceil(most), recipe.steps - 1)
+    ]
+    assert later == pytest.approx([0.1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize(("name", "scale"), ELSEWHERE)
+def test_elsewhere_all_defenses_cost_the_same(name, scale):
+    """And differ in nothing but the defense, but for SAAT's weight of quantization."""
+    made = {defense: defended_codes(name, scale, defense) for defense in DEFENSES}
+    for defense, recipe in made.items():
+        assert differing(recipe, made["cgat"]) <= {"defense"} | ({"quantization"} if defense == "saat" else set())
+        assert recipe.quantization == (1e-4 if defense == "saat" else 0.0) and recipe.defense == defense
+
+
+@pytest.mark.parametrize("name", OFFICIAL_CODES)
+@pytest.mark.parametrize("defense", DEFENSES)
+def test_the_inner_attack_is_the_published_one(name, defense):
+    recipe = defended_codes(name, "full", defense)
+    assert (recipe.eps, recipe.inner_step, recipe.inner_steps) == (8 / 255, 2 / 255, 7)
+
+
+@pytest.mark.parametrize(("name", "scale"), ELSEWHERE)
+def test_elsewhere_the_inner_attack_may_reach_the_border_of_the_ball(name, scale):
+    recipe = defended_codes(name, scale, "cgat")
+    assert recipe.inner_step * recipe.inner_steps > recipe.eps > recipe.inner_step
+
+
+@pytest.mark.parametrize(("name", "scale"), [*ELSEWHERE, *OFFICIAL])
+@pytest.mark.parametrize("defense", DEFENSES)
+def test_a_defense_tunes_the_network_of_the_data_set(name, scale, defense):
+    """Which has begun with ImageNet weights or with none; a network of hours stays one."""
+    recipe, origin = defended_codes(name, scale, defense), for_codes(name, scale)
+    assert recipe.origin == origin and not recipe.pretrained
+    tuned = {
+        "steps",
+        "batch",
+        "lr",
+        "optimizer",
+        "momentum",
+        "milestones",
+        "weight_decay",
+        "pretrained",
+        "quantization",
+    }
+    assert differing(recipe, origin) <= tuned | {"defense", "origin", "eps", "inner_step", "inner_steps"}
+
+
+@pytest.mark.parametrize(("name", "scale"), [ELSEWHERE[0], OFFICIAL[0]])
+@pytest.mark.parametrize("defense", DEFENSES)
+def test_what_is_asked_of_a_defense_is_what_one_gets(name, scale, defense):
+    changes = {"eps": 0.1, "inner_step": 0.02, "inner_steps": 2, "steps": 7, "batch": 9, "lr": 0.5, "momentum": 0.25}
+    changes |= {"optimizer": "sgd", "weight_decay": 0.125, "milestones": (), "seed": 4, "mode": "reference"}
+    changes |= {"hashing_weight": 0.0, "adversarial_weight": 2.0, "quantization": 0.5, "generation": 9}
+    origin = for_codes(name, scale, method="dpsh", bits=16, seed=2)
+    recipe = defended_codes(name, scale, defense, origin, **changes)
+    assert {field: getattr(recipe, field) for field in changes} == changes and recipe.origin == origin
+    assert (recipe.method, recipe.bits, recipe.source) == ("dpsh", 16, origin.source)
+    assert differing(recipe, origin) <= {*changes, "defense", "origin", "pretrained"}
+
+
+@pytest.mark.parametrize("defense", DEFENSES)
+def test_the_optimizer_of_the_origin_is_not_that_of_the_tuning(defense):
+    origin = for_codes("fashion-mnist", "quick", optimizer="sgd", momentum=0.9)
+    recipe = defended_codes("fashion-mnist", "quick", defense, origin)
+    assert recipe.schedule == defended_codes("fashion-mnist", "quick", defense).schedule
+    assert (recipe.origin.optimizer, recipe.origin.momentum) == ("sgd", 0.9)
+
+
+@pytest.mark.parametrize("origin", [None, for_codes("fashion-mnist", "quick")])
+def test_a_name_a_scale_or_a_defense_that_nobody_knows_has_no_defended_recipe(origin):
+    for name, scale, message in (
+        ("fashion-mnist", "Full", "scale='Full': expected one of"),
+        ("coco", "quick", "coco at scale 'quick': expected scale=\"full\""),
+        ("flickr", "full", "no data set 'flickr'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            defended_codes(name, scale, "cgat", origin)
+    for name, scale in (("fashion-mnist", "quick"), ("coco", "full")):
+        with pytest.raises(ValueError, match=r"defense='CgAT': expected one of \('atrdh', .*\), or None"):
+            defended_codes(name, scale, "CgAT", origin)
+
+
+def test_an_official_set_by_its_other_name_is_tuned_alike():
+    assert defended_codes("nus-wide", "full", "cgat") == defended_codes("nus_wide", "full", "cgat")
 
 
 # Data

@@ -44,6 +44,7 @@ from robret_lib.defenses import (
     DrawnRadius,
     Gradual,
     act,
+    attacked_codes,
     collapse,
     inner,
     memory,
@@ -297,7 +298,9 @@ def test_other_code_of_a_defense_renames_only_quick_models_that_have_it(module, 
 def test_every_module_of_the_defenses_is_part_of_one():
     """Or of all; what is imported from there by another, too."""
     folder = Path(inner.__file__).parent
-    parts = {part.__name__.rpartition(".")[2] for part in (inner, radius, *sum(kept.PARTS.values(), ()))}
+    of_codes = attacked_codes, *sum(kept.HASH_PARTS.values(), ())
+    named = {part.__name__ for part in (inner, radius, *sum(kept.PARTS.values(), ()), *of_codes)}
+    parts = {name.removeprefix("robret_lib.defenses.") for name in named if name.startswith("robret_lib.defenses.")}
     assert parts == {path.stem for path in folder.glob("*.py")} - {"__init__"}
     assert set(kept.PARTS) == set(DEFENSES)
     for name, modules in kept.PARTS.items():

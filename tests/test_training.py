@@ -226,13 +226,16 @@ class Linear(nn.Module):
         return (model(images).square().sum(1) * (1 + labels)).mean()
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "sgd with momentum", "rmsprop", "adam"])
-def test_a_step_of_each_optimizer_is_that_of_its_formula(optimizer):
-    """Weight decay as a part of the gradient, and rates that fall at a milestone."""
-    momentum = 0.9 if optimizer == "sgd with momentum" else 0.0
+@pytest.mark.parametrize(
+    ("optimizer", "momentum"),
+    [("sgd", 0.0), ("sgd", 0.9), ("rmsprop", 0.0), ("adam", 0.0), ("adam", 0.5), ("adam", 0.9)],
+)
+def test_a_step_of_each_optimizer_is_that_of_its_formula(optimizer, momentum):
+    """Weight decay as a part of the gradient, and rates that fall at a milestone; Adam's momentum is its beta_1."""
     schedule = Schedule(
-        4, batch=10, lr=0.01, weight_decay=0.1, optimizer=optimizer.split()[0], momentum=momentum, milestones=(0.5,)
+        4, batch=10, lr=0.01, weight_decay=0.1, optimizer=optimizer, momentum=momentum, milestones=(0.5,)
     )
+    kept = momentum or 0.9  # by Adam
     split, model = some_split(), nn.Sequential(nn.Flatten(), nn.Linear(36, 2, bias=False)).double()
     split = Split(split.images.double(), split.labels)
     weight = model[1].weight.detach().clone().requires_grad_(True)
@@ -245,8 +248,8 @@ def test_a_step_of_each_optimizer_is_that_of_its_formula(optimizer):
             second = 0.99 * second + 0.01 * gradient.square()
             change = gradient / (second.sqrt() + 1e-8)
         elif optimizer == "adam":
-            first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient.square()
-            change = first / (1 - 0.9 ** (step + 1)) / ((second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+            first, second = kept * first + (1 - kept) * gradient, 0.999 * second + 0.001 * gradient.square()
+            change = first / (1 - kept ** (step + 1)) / ((second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
         else:
             change = first = momentum * first + gradient
         weight = (weight - (0.01 if step < 2 else 0.001) * change).detach().requires_grad_(True)
@@ -739,8 +742,8 @@ def test_an_impossible_schedule_is_refused(name, value):
         ({"pairs": None, "batch": 0}, "batch=0: expected a whole number of at least 1"),
         ({"pairs": None, "batch": 2.0}, "batch=2.0: expected a whole number"),
         ({"optimizer": "adamw"}, r"optimizer='adamw', momentum=0.0: expected one of \('adam', 'sgd', 'rmsprop'\)"),
-        ({"momentum": 0.9}, "optimizer='adam', momentum=0.9: expected .* a momentum of sgd alone"),
-        ({"optimizer": "rmsprop", "momentum": 0.9}, "a momentum of sgd alone"),
+        ({"optimizer": "rmsprop", "momentum": 0.9}, "momentum=0.9: expected one of .*, and no momentum of rmsprop"),
+        ({"momentum": 1.5}, r"momentum=1.5: expected a share in \[0, 1\]"),
         ({"optimizer": "sgd", "momentum": -0.1}, r"momentum=-0.1: expected a share in \[0, 1\]"),
         ({"optimizer": "sgd", "momentum": 1.5}, "momentum=1.5"),
         ({"optimizer": "sgd", "momentum": NAN}, "momentum=nan"),
