@@ -158,3 +158,11 @@ def test_codes_and_labels_that_do_not_fit_are_refused(change, message):
 def test_unknown_weights_are_refused():
     with pytest.raises(ValueError, match="weights='mean': expected one of"):
         center_code(LABELS, CODES, LABELS, "mean")
+
+
+def test_what_rounding_leaves_of_a_draw_is_a_draw():
+    """Three of ten sum up to 0.3 or to a hair more, by the order of the sum."""
+    codes = torch.tensor([[1.0, -1.0]] * 3 + [[-1.0, 1.0]])
+    shared = torch.tensor([[0.1, 0.2, 0.3, 0.6]], dtype=torch.float64)
+    assert 0.1 + 0.2 + 0.3 != 0.6
+    assert votes_of(shared, codes).tolist() == [[0.0, 0.0]]

@@ -175,6 +175,18 @@ def test_crops_are_learned_on():
     assert_same_weights(found.state_dict(), model.state_dict())
 
 
+def test_the_middle_is_learned_on_where_nothing_is_augmented():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (60, 1, 32, 32), generator=generator, dtype=torch.uint8)
+    parts = Split(images[:40], torch.arange(40) % 4), *[Split(images[40:], torch.arange(20) % 4)] * 2
+    whole = RetrievalData("toy", *parts, tuple("abcd"), Protocol("toy", "...", True, False))
+    data = data_package.center_cropped(whole, 28)
+    recipe = replace(RECIPE, crop=28, augmented=False)
+    middle = replace(data, train=data_package.center_crop(data.train, 28))
+    expected = trained(replace(RECIPE, crop=0), middle, CPU)
+    assert_same_weights(weights_of(trained(recipe, data, CPU)), weights_of(expected))
+
+
 @pytest.mark.slow
 def test_a_killed_training_goes_on_where_it_was(tmp_path, cache):
     """HashNet remembers the codes of all images, and its tanh has just grown sharper."""
@@ -246,6 +258,7 @@ def test_every_part_of_a_recipe_is_part_of_its_name(field):
         "generation": 1,
         "pretrained": True,
         "crop": 24,
+        "augmented": False,
         "defense": "saat",
         "origin": replace(RECIPE, steps=5),
         "eps": 0.2,
@@ -408,13 +421,13 @@ WEIGHTS_OF_THE_GENERATION = {
     (1, "atrdh, reference"): 12.555046201491287,
     (1, "cgat, fixed"): 40.388730269681,
     (1, "cgat, reference"): -15.626778060114676,
-    (1, "saat, fixed"): 35.665083095872205,
-    (1, "saat, reference"): -17.31925432388374,
+    (1, "saat, fixed"): 28.642601143594185,
+    (1, "saat, reference"): -28.58957618457019,
     (1, "pairs, fixed"): 119.39859565792477,
     (1, "pairs, reference"): 93.63087402541959,
     (1, "prototypes, fixed"): 49.654495957711895,
     (1, "prototypes, reference"): 46.71710232392618,
-    (1, "saat, weights"): -13.626535487425382,
+    (1, "saat, weights"): 14.752715760754128,
 }
 
 ELSEWHERE = [("dpsh", "cgat"), ("dpsh", "saat"), ("hashnet", "cgat"), ("csq", "saat"), ("greedyhash", "cgat")]
@@ -641,7 +654,11 @@ def test_a_recipe_of_embeddings_learns_no_codes():
     ("changes", "message"),
     [
         ({"defense": "CgAT"}, r"defense='CgAT': expected one of \('atrdh', 'cgat', .*\), or None"),
-        ({"origin": None}, "defense='cgat' tunes a network: expected an origin, the recipe of that network"),
+        (
+            {"origin": None},
+            "defense='cgat' with an origin of type NoneType: expected the HashRecipe of the network that",
+        ),
+        ({"origin": A_RECIPE}, "defense='cgat' with an origin of type Recipe: expected the HashRecipe"),
         ({"bits": 16}, "bits=16 with an origin of bits=8: expected the same"),
         ({"backbone": "c2f2"}, "backbone='c2f2' with an origin of backbone='c2f2_half': expected the same"),
         ({"method": "dph"}, "method='dph' with an origin of method='csq': expected the same"),

@@ -145,6 +145,7 @@ def test_official_sets_are_tuned_as_published(name, defense):
     assert given == tuple(expected)
     assert recipe.batch == 32 and recipe.steps == passes * per_pass
     assert (recipe.hashing_weight, recipe.adversarial_weight, recipe.mode) == (1, 1, "fixed")
+    assert recipe.augmented == (defense != "saat")  # its code trains on center crops
     half, most = recipe.steps / 2, recipe.steps * 3 / 4
     assert [recipe.schedule.rate(step) / recipe.lr for step in (0, ceil(half) - 1)] == [1, 1]
     later = [
@@ -191,6 +192,7 @@ def test_a_defense_tunes_the_network_of_the_data_set(name, scale, defense):
         "weight_decay",
         "pretrained",
         "quantization",
+        "augmented",
     }
     assert differing(recipe, origin) <= tuned | {"defense", "origin", "eps", "inner_step", "inner_steps"}
 
@@ -205,7 +207,7 @@ def test_what_is_asked_of_a_defense_is_what_one_gets(name, scale, defense):
     recipe = defended_codes(name, scale, defense, origin, **changes)
     assert {field: getattr(recipe, field) for field in changes} == changes and recipe.origin == origin
     assert (recipe.method, recipe.bits, recipe.source) == ("dpsh", 16, origin.source)
-    assert differing(recipe, origin) <= {*changes, "defense", "origin", "pretrained"}
+    assert differing(recipe, origin) <= {*changes, "defense", "origin", "pretrained", "augmented"}
 
 
 @pytest.mark.parametrize("defense", DEFENSES)

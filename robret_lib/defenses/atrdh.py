@@ -19,6 +19,9 @@ class PrototypeTargeted(PairGuided):
     are drawn anew; the published code has an optimizer for each, and learns of the labels it attacks towards. (Wang et
     al., "Targeted Attack and Defense for Deep Hashing", SIGIR 2021; the authors' code.)
 
+    In mode "reference", where no codes are known before training, prototypes learn of those that have been seen; the
+    published code has the codes of the original network for the others.
+
     Args:
         search, clean, clean_weight, quantization, mode: See `AttackedCodes`. As published, ``clean`` is DPH.
         weight: Of the attacked codes: 1 as published, 2 in SAAT's port.

@@ -14,6 +14,10 @@ Weights = Literal["binary", "jaccard", "cosine"]
 of either (its first commits); the cosine of the label vectors (SAAT)."""
 
 
+ROUNDED = 1e-12
+"""What rounding leaves of a draw, at most: else the order of a sum would decide a bit."""
+
+
 def center_code(
     labels: Tensor,
     train_codes: Tensor,
@@ -65,8 +69,9 @@ def center_votes(
 def votes_of(shared: Tensor, sums: Tensor, counts: Tensor | None = None, balanced: bool = True) -> Tensor:
     """`center_votes` of codes, or of their sums in groups of equal labels, which are fewer.
 
-    Sums over a side that is weighted alike are of whole numbers, so that draws are exactly zero. The others are not
-    summed once more: they are all codes, less those that share a label.
+    Where all who share a label count alike, sums are of whole numbers and draws exactly zero; where they do not, votes
+    below `ROUNDED` are taken for draws. The others are not summed once more: they are all codes, less those that share
+    a label.
 
     Args:
         shared: How much images have in common with each group, `overlap`, ``[B, groups]``.
@@ -79,10 +84,12 @@ def votes_of(shared: Tensor, sums: Tensor, counts: Tensor | None = None, balance
     alike = shared.dtype == torch.float32
     told, sharing = (pulled, own) if alike else _weighted((shared > 0).to(shared), sums, counts)
     pushed, other = sums.double().sum(0) - told, counts.double().sum() - sharing
-    if not balanced:
-        return pulled - pushed
-    own, other = (torch.where(part > 0, part, 1.0) for part in (own, other))  # of none, the votes are 0
-    return (other * pulled - own * pushed) / (own * other)
+    if balanced:
+        own, other = (torch.where(part > 0, part, 1.0) for part in (own, other))  # of none, the votes are 0
+        votes = (other * pulled - own * pushed) / (own * other)
+    else:
+        votes = pulled - pushed
+    return torch.where(votes.abs() > ROUNDED, votes, 0.0)
 
 
 def _weighted(weights: Tensor, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:

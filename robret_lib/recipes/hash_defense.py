@@ -56,14 +56,16 @@ def searched_codes(recipe: HashRecipe, data: RetrievalData, model: nn.Module) ->
 
 @torch.no_grad()
 def published_codes(recipe: HashRecipe, train: Split, model: nn.Module) -> Tensor:
-    """Codes ``[N, bits]`` as CgAT's code has them: of random crops, by a network in training mode, dropout and all."""
+    """Codes ``[N, bits]`` as CgAT's code has them: of images as they are trained on, by a network with dropout."""
+    if recipe.crop and not recipe.augmented:
+        train = center_crop(train, recipe.crop)
     generator, device = torch.Generator().manual_seed(recipe.seed), next(model.parameters()).device
     found, training = [], model.training
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(recipe.seed)
         model.train()
         for images in train.images.split(AT_ONCE):
-            crops = random_crop_and_flip(images, recipe.crop, generator) if recipe.crop else images
+            crops = random_crop_and_flip(images, recipe.crop, generator) if recipe.crop and recipe.augmented else images
             found.append(hamming.codes_of(model(as_float(crops.to(device)))).cpu())
         model.train(training)
     return torch.cat(found)

@@ -32,6 +32,7 @@ class HashRecipe:
         steps, batch, lr, optimizer, momentum, milestones, weight_decay, seed: As in `training.Schedule`; the seed draws
             the initial weights and the centers too.
         generation, pretrained, crop: As in `recipe.Recipe`.
+        augmented: Whether crops are random, and mirrored or not; else all are the middle.
         defense: See `HashDefenseName`; None is the loss alone.
         origin: A defense tunes the network of this recipe, which is trained first.
         eps, inner_step, inner_steps: Of the attack inside of the defense, see `attacks.PGD`; it begins anywhere in the
@@ -62,6 +63,7 @@ class HashRecipe:
     generation: int | None = None
     pretrained: bool = False
     crop: int = 0
+    augmented: bool = True
     defense: HashDefenseName | None = None
     origin: "HashRecipe | None" = None
     eps: float = 0.0
@@ -100,10 +102,9 @@ class HashRecipe:
             check_number(name, getattr(self, name), above=0)
         for name in ("hashing_weight", "adversarial_weight", "quantization"):
             check_number(name, getattr(self, name), least=0)
-        if self.origin is None:
-            raise ValueError(
-                f"defense={self.defense!r} tunes a network: expected an origin, the recipe of that network"
-            )
+        if not isinstance(self.origin, HashRecipe):
+            given = f"defense={self.defense!r} with an origin of type {type(self.origin).__name__}"
+            raise ValueError(f"{given}: expected the HashRecipe of the network that it tunes")
         for name in OF_A_NETWORK:
             own, of_origin = getattr(self, name), getattr(self.origin, name)
             if own != of_origin:

@@ -27,7 +27,7 @@ from torch import nn
 
 from robret_lib import augmentation, distances, metrics, mining, models, objectives, source, training, whitening
 from robret_lib.attacks.search import ball, passes, pgd
-from robret_lib.data import RetrievalData, Split, data_root, retrieval_data
+from robret_lib.data import RetrievalData, Split, center_crop, data_root, retrieval_data
 from robret_lib.defenses import (
     act,
     atrdh,
@@ -187,16 +187,19 @@ def _minimize(
                 objective = of_hash_defense(recipe, objective, data, original)
     else:
         objective, schedule = _plan(recipe, original)
+    train, augment = data.train, partial(_cropped, size=recipe.crop) if recipe.crop else None
+    if recipe.crop and isinstance(recipe, HashRecipe) and not recipe.augmented:
+        train, augment = center_crop(train, recipe.crop), None
     return training.train(
         model,
-        data.train,
+        train,
         objective,
         schedule,
         checkpoint,
         validate=partial(_watched if isinstance(recipe, HashRecipe) else _validated, recipe=recipe, data=data),
         validate_every=max(1, recipe.steps // 8),
         progress=progress,
-        augment=partial(_cropped, size=recipe.crop) if recipe.crop else None,
+        augment=augment,
     )
 
 

@@ -101,7 +101,7 @@ TUNING: dict[str, dict[str, object]] = {
 
 PUBLISHED_TUNING: dict[HashDefenseName, dict[str, object]] = {
     "cgat": {"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "passes": 30},
-    "saat": {"optimizer": "sgd", "lr": 0.05, "momentum": 0.0, "weight_decay": 1e-5, "passes": 20},
+    "saat": {"optimizer": "sgd", "lr": 0.05, "momentum": 0.0, "weight_decay": 1e-5, "passes": 20, "augmented": False},
     "atrdh": {"optimizer": "adam", "lr": 1e-4, "momentum": 0.5, "weight_decay": 0.0, "passes": 100},
 }
 """On the official sets, each as its authors' code has it; what nobody has published is tuned as CgAT is."""

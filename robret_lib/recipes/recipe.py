@@ -194,6 +194,7 @@ ADDED_LATER: dict[str, object] = {
     "mode": "fixed",
     "pretrained": False,
     "crop": 0,
+    "augmented": True,
     "hashing_weight": 1.0,
     "adversarial_weight": 1.0,
     "quantization": 0.0,
