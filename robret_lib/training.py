@@ -274,7 +274,8 @@ def _told(made: object) -> str:
 
 
 def _is_network(part: nn.Module) -> bool:
-    return any(not weight.requires_grad for weight in part.parameters())
+    weights = list(part.parameters())
+    return bool(weights) and not any(weight.requires_grad for weight in weights)
 
 
 def _digest(data: Split) -> str:

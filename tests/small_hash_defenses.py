@@ -90,6 +90,12 @@ def slow_pair_price(code: Tensor, label: Tensor, known: SlowKnown, unseen: int =
     return (sum(prices) + unseen) / (len(prices) + unseen)
 
 
+def slow_look(outputs: Tensor, mode: str) -> Tensor:
+    """What the inner attack sees of the outputs of an image: as published, or with a root mean square of 5 at most."""
+    size = (sum(value.item() ** 2 for value in outputs) / len(outputs)) ** 0.5
+    return torch.tanh(outputs if mode == "reference" or size <= 5 else 5 * outputs / size)
+
+
 def slow_loss(model, split, rows, known, price, wish=None, own=None, mode="fixed", weights=(1, 1, 0), seed=7):
     """Of a batch, whose codes are known afterwards.
 
@@ -110,7 +116,7 @@ def slow_loss(model, split, rows, known, price, wish=None, own=None, mode="fixed
     moved = (images + INNER.eps * start).clamp(0, 1)
     for _ in range(INNER.steps):
         moved = moved.detach().requires_grad_()
-        codes = torch.tanh(model(moved))
+        codes = torch.stack([slow_look(outputs, mode) for outputs in model(moved)])
         (slope,) = torch.autograd.grad(sum(want(code) for want, code in zip(wishes, codes, strict=True)), moved)
         moved = moved.detach() - INNER.step * slope.sign()
         moved = moved.clamp(images - INNER.eps, images + INNER.eps).clamp(0, 1)
@@ -131,8 +137,8 @@ BATCHES = torch.tensor([0, 7, 12, 5, 31]), torch.tensor([7, 8, 0, 11, 20])
 
 HARD = [("fixed", 0.0), ("fixed", 0.3), ("reference", 0.0), ("reference", 0.3)]
 in_modes_with_dropout = pytest.mark.parametrize(("mode", "dropout"), HARD)
-WEIGHTS = {"clean_weight": 0.7, "weight": 0.6, "quantization": 0.3}
-DEFAULTS = {"clean_weight": 1.0, "weight": 1.0, "quantization": 0.0}
+WEIGHTS = {"hashing_weight": 0.7, "adversarial_weight": 0.6, "quantization": 0.3}
+DEFAULTS = {"hashing_weight": 1.0, "adversarial_weight": 1.0, "quantization": 0.0}
 
 
 def assert_the_loss_is(name, mode, dropout, price, wish=None, own=None, **made):

@@ -76,7 +76,7 @@ def test_the_attack_stays_in_the_ball_and_among_images(name, mode, searches):
 def test_the_attack_makes_codes_dear(name, mode, searches):
     """But where the published center is none, of an image without a label."""
     defense, model, labels = a_defense(name, mode), small_network(), some_split().labels[ROWS]
-    price = defense.price(defense.looked_up(labels))
+    price = defense.price(defense.label_information(labels))
     given(defense, model, ROWS)
     ((clean, moved),) = searches
     before, after = (price(torch.tanh(model(images))) for images in (clean, moved))
@@ -87,7 +87,7 @@ def test_the_attack_makes_codes_dear(name, mode, searches):
 @in_all_modes
 def test_without_a_weight_clean_images_teach_nothing_but_are_known(name, mode):
     """Here codes cost nothing either."""
-    model, defense = small_network(), a_defense(name, mode, clean_weight=0, weight=0, quantization=0)
+    model, defense = small_network(), a_defense(name, mode, hashing_weight=0, adversarial_weight=0, quantization=0)
     loss = given(defense, model, ROWS)
     loss.backward()
     assert not any(weight.grad.any() for weight in model.parameters())
@@ -98,11 +98,11 @@ def test_without_a_weight_clean_images_teach_nothing_but_are_known(name, mode):
 
 @in_all_modes
 def test_every_weight_reaches_the_loss(name, mode):
-    nothing, made = {"clean_weight": 0, "weight": 0, "quantization": 0}, {}
+    nothing, made = {"hashing_weight": 0, "adversarial_weight": 0, "quantization": 0}, {}
     for field in (None, *nothing):
         weights = nothing if field is None else nothing | {field: 1}
         made[field] = given(a_defense(name, mode, **weights), small_network(0.3), ROWS).item()
-    several = {"clean_weight": 0.5, "weight": 2, "quantization": 0.1}
+    several = {"hashing_weight": 0.5, "adversarial_weight": 2, "quantization": 0.1}
     expected = made[None] + sum(several[field] * (made[field] - made[None]) for field in several)
     assert given(a_defense(name, mode, **several), small_network(0.3), ROWS).item() == pytest.approx(expected, rel=1e-5)
     assert len({round(value, 4) for value in made.values()}) == 4
@@ -127,8 +127,8 @@ def test_nothing_flows_through_what_is_known(name, mode):
     defense = a_defense(name, mode)
     given(defense, small_network(), ROWS).backward()
     assert not any(buffer.requires_grad for buffer in defense.buffers())
-    asked = defense.looked_up(some_split().labels[ROWS])
-    for cost in (defense.price(asked), defense.wish(asked, seeded())):
+    asked = defense.label_information(some_split().labels[ROWS])
+    for cost in (defense.price(asked), defense.inner_loss(asked, seeded())):
         codes = torch.zeros(5, BITS, requires_grad=True)
         cost(codes).sum().backward()
         assert cost(codes.detach()).grad_fn is None and codes.grad.shape == (5, BITS)
@@ -184,8 +184,8 @@ def test_stopped_and_resumed_it_ends_with_the_same_weights_and_the_same_codes(na
     ("other", "said"),
     [
         (lambda: a_defense("saat"), "MainstayGuided"),
-        (lambda: a_defense("cgat", weight=2.0), "weight=2.0"),
-        (lambda: a_defense("cgat", clean_weight=0.5), "clean_weight=0.5"),
+        (lambda: a_defense("cgat", adversarial_weight=2.0), "adversarial_weight=2.0"),
+        (lambda: a_defense("cgat", hashing_weight=0.5), "hashing_weight=0.5"),
         (lambda: a_defense("cgat", quantization=0.5), "quantization=0.5"),
         (lambda: a_defense("cgat", "reference"), "mode='reference'"),
         (lambda: a_defense("cgat", weights="cosine"), "weights='cosine'"),
@@ -254,7 +254,7 @@ def agreement_under_attack(model, split):
     """The mean over images with a label, and over bits, of the relaxed code times the center code."""
     judge = a_defense("cgat", known=False)
     judge.clean.known.fill(torch.tanh(model(split.images)).detach())
-    price = judge.price(judge.looked_up(split.labels))
+    price = judge.price(judge.label_information(split.labels))
     moved = PGD(0.1, 0.02, 20)(model, split.images, lambda outputs: -price(torch.tanh(outputs)), seeded())
     return -price(torch.tanh(model(moved)))[split.labels.bool().any(1)].mean().item()
 
@@ -263,7 +263,7 @@ def agreement_under_attack(model, split):
 
 
 @of_all
-@pytest.mark.parametrize("field", ["weight", "clean_weight", "quantization"])
+@pytest.mark.parametrize("field", ["adversarial_weight", "hashing_weight", "quantization"])
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), None])
 def test_an_impossible_weight_is_refused(name, field, value):
     with pytest.raises(ValueError, match=rf"^{field}={value}: expected a finite number of at least 0"):
@@ -291,3 +291,31 @@ def test_codes_that_are_known_with_class_numbers_are_refused(name):
     clean = HashObjective(DPH(), KnownCodes(torch.arange(SIZE) % 4, BITS))
     with pytest.raises(ValueError, match=r"labels int \[N\] of the known codes: expected multi-hot \[N, C\]"):
         DEFENSES[name](INNER, clean)
+
+
+def slopes_met(mode):
+    """Of a network with outputs that make tanh flat: for how many images of a batch the inner attack has a slope."""
+    model, defense, met = small_network(), a_defense("cgat", mode), []
+    with torch.no_grad():
+        model.backbone[-1].weight.mul_(1e4)
+
+    def search(network, images, loss_fn, generator=None):
+        images = images.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(loss_fn(network(images)).sum(), images)
+        met.append(int(slope.flatten(1).any(1).sum()))
+        return images.detach()
+
+    defense.search = search
+    given(defense, model, torch.arange(16))
+    return met
+
+
+def test_large_outputs_do_not_blind_the_inner_attack():
+    """As published, they do."""
+    assert slopes_met("fixed") == [16] and slopes_met("reference")[0] < 8
+
+
+def test_small_outputs_are_seen_as_they_are():
+    defense, outputs = a_defense("cgat"), 3 * torch.rand(5, 8, generator=seeded())
+    assert torch.equal(defense._seen_by_attack(outputs), torch.tanh(outputs))
+    assert torch.equal(defense._seen_by_attack(torch.zeros(2, 8)), torch.zeros(2, 8))

@@ -12,7 +12,9 @@ from robret_lib import models, training
 from robret_lib.attacks import PGD
 from robret_lib.augmentation import random_crop_and_flip
 from robret_lib.data import RetrievalData, multi_hot
+from robret_lib.defenses.prototypes import Prototypes
 from robret_lib.hamming import codes_of
+from robret_lib.hashing import center_code
 from robret_lib.models import HashModel, embed
 from robret_lib.recipes import hash_defense, kept, trained
 from robret_lib.recipes.hash_defense import of_hash_defense, published_codes, searched_codes
@@ -59,7 +61,7 @@ def test_every_defense_is_made_with_what_the_recipe_says(name, mode):
     defense = made(defended(name, mode=mode, **numbers))
     assert type(defense) is hash_defense.DEFENSES[name] and defense.mode == mode
     assert defense.search == PGD(0.1, 0.05, 2, random_start=True)
-    assert (defense.clean_weight, defense.weight, defense.quantization) == (0.5, 2.0, 0.25)
+    assert (defense.hashing_weight, defense.adversarial_weight, defense.quantization) == (0.5, 2.0, 0.25)
     assert type(defense.clean.loss).__name__ == "CSQ"
     assert defense.clean.known.unseen == ("zeros" if mode == "reference" else "left out")
     assert torch.equal(defense.clean.known.labels, multi_hot(larger().train.labels, 4))
@@ -77,7 +79,7 @@ def test_the_network_of_prototypes_is_drawn_with_the_seed():
     one, again, other = drawn
     weights = [key for key in one if "network" in key]
     assert weights and all(torch.equal(one[key], again[key]) for key in weights)
-    assert not any(torch.equal(one[key], other[key]) for key in weights if key.endswith("weight"))
+    assert not any(torch.equal(one[key], other[key]) for key in weights if key.endswith("adversarial_weight"))
 
 
 @pytest.mark.parametrize("method", ["csq", "dpn", "orthohash", "greedyhash"])
@@ -118,14 +120,31 @@ def test_codes_are_known_as_they_would_be_searched(name):
     assert torch.equal(whole.codes, codes_of(embed(original, some_data().train.images)).float())
 
 
-@pytest.mark.parametrize("name", [name for name in DEFENSES if name != "atrdh"])
-def test_as_published_codes_are_known_of_crops_and_with_dropout(name):
-    recipe = defended(name, mode="reference", seed=3, **CROPPED)
+def test_the_codes_of_cgat_as_published_are_those_of_crops_and_with_dropout():
+    """In batches of 32."""
+    recipe, generator = defended("cgat", mode="reference", seed=3, **CROPPED), torch.Generator().manual_seed(3)
     known, original = made(recipe).clean.known, network().train()
-    crops = random_crop_and_flip(larger().train.images, 28, torch.Generator().manual_seed(3))
     torch.manual_seed(3)
-    assert known.seen.all() and torch.equal(known.codes, codes_of(original(crops / 255)).float())
-    assert not torch.equal(known.codes, made(defended(name, **CROPPED)).clean.known.codes)
+    parts = larger().train.images.split(32)
+    outputs = [original(random_crop_and_flip(part, 28, generator) / 255) for part in parts]
+    assert known.seen.all() and torch.equal(known.codes, codes_of(torch.cat(outputs)).float())
+    assert not torch.equal(known.codes, made(defended("cgat", **CROPPED)).clean.known.codes)
+
+
+def test_the_codes_of_saat_as_published_are_those_that_are_searched():
+    as_published, fixed = (made(defended("saat", mode=mode, **CROPPED)) for mode in ("reference", "fixed"))
+    assert torch.equal(as_published.clean.known.codes, fixed.clean.known.codes)
+
+
+@pytest.mark.parametrize("name", ["atrdh", "prototypes"])
+def test_prototypes_are_fitted_before_anything_is_guided_by_them(name):
+    """To the codes that are known, so that most are near the center codes; as published they are as drawn."""
+    defense = made(defended(name, **CROPPED))
+    labels, known = torch.eye(4, dtype=torch.uint8), defense.clean.known
+    centers = center_code(labels, known.codes, known.labels)
+    drawn = Prototypes(known).codes(labels)
+    assert (defense.prototypes.codes(labels) == centers).float().mean() > 0.8
+    assert (drawn == centers).float().mean() < 0.8
 
 
 def test_atrdh_as_published_knows_no_codes():

@@ -90,7 +90,7 @@ def test_a_hash_network_is_judged_from_training_to_result_file(photographs, tmp_
 
 @pytest.mark.slow
 def test_a_defended_network_is_judged_and_its_file_tells_how_it_was_tuned(photographs, tmp_path):
-    """A step of the attack in the tuning is as long a part of the radius as it was; what is not given is the recipe's.
+    """A single step of the attack in the tuning is as long as its seven were; what is not given is the recipe's.
 
     The network that is tuned is that of the run without a defense.
     """
@@ -103,7 +103,8 @@ def test_a_defended_network_is_judged_and_its_file_tells_how_it_was_tuned(photog
     recipe = defended.details["recipe"]
     assert recipe["origin"] == without.details["recipe"] and recipe["origin"]["defense"] is None
     assert (recipe["defense"], recipe["mode"], recipe["steps"], recipe["batch"]) == ("saat", "reference", 2, 3)
-    assert (recipe["eps"], recipe["inner_step"], recipe["inner_steps"]) == (4 / 255, 1 / 255, 1)
+    assert (recipe["eps"], recipe["inner_steps"]) == (4 / 255, 1)
+    assert recipe["inner_step"] == pytest.approx(7 / 255)
     assert (recipe["hashing_weight"], recipe["adversarial_weight"], recipe["quantization"]) == (1, 2, 1e-4)
     records = runs.results("judge_hashing", tmp_path / "results", "quick")
     assert {record["parameters"]["label"]: record["mode"] for record in records} == {

@@ -164,7 +164,8 @@ def test_a_file_of_a_judge_that_knew_no_defense_is_one_without_a_defense(write, 
 
 
 def test_a_recipe_without_a_defense_says_what_is_taken_of_files_that_say_nothing():
-    said = {field.name: field.default for field in fields(HashRecipe) if field.name in ("defense", *OF_A_DEFENSE)}
+    later = ("augmented", "defense", *OF_A_DEFENSE)
+    said = {field.name: field.default for field in fields(HashRecipe) if field.name in later}
     assert said == NO_DEFENSE
 
 

@@ -131,7 +131,7 @@ def test_prototypes_become_the_codes_of_their_labels():
 def test_the_hash_network_learns_nothing_from_the_loss_of_the_prototypes(name, mode):
     """Nor the prototypes from the price of a code."""
     model = small_network()
-    defense = a_defense(name, mode, weight=0, clean_weight=0)
+    defense = a_defense(name, mode, adversarial_weight=0, hashing_weight=0)
     given(defense, model, BATCHES[0]).backward()
     assert not any(weight.grad is not None and weight.grad.any() for weight in model.parameters())
     weights = list(defense.prototypes.network.body.parameters())

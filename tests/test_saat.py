@@ -17,13 +17,13 @@ from tests.small_hash_defenses import (
     in_modes_with_dropout,
     small_network,
 )
-from tests.test_cgat import EXAMPLE, centers_of, of_four_codes, price_by, slow_sign
+from tests.test_cgat import EXAMPLE, as_kept, centers_of, of_four_codes, price_by, slow_sign
 
 
 def slow_mainstay(label, known, mode):
     """``sign(w1 B - w2 B)``: weights by the cosine, and 1 where it is 0, each divided by their sum."""
     cosines = [(label * other).sum() / ((label.sum() * other.sum()).sqrt() + 1e-8) for _, other in known]
-    codes = [code.sign() for code, _ in known]
+    codes = [as_kept(code, mode) for code, _ in known]
     votes = torch.zeros(known.codes.shape[1], dtype=torch.float64)
     for sign, weights in ((1, cosines), (-1, [1 - cosine.sign() for cosine in cosines])):
         total = sum(float(weight) for weight in weights)
@@ -65,7 +65,7 @@ def test_of_single_labels_it_is_the_center_code():
         clean = HashObjective(DPH(), KnownCodes(labels, BITS))
         clean.known.fill(first_codes())
         defense = made(INNER, clean, quantization=0.1).train()
-        centers = defense.centers(defense.looked_up(labels))
+        centers = defense.centers(defense.label_information(labels))
         assert set(centers.unique().tolist()) == {-1, 1}
         losses.append(centers)
     assert torch.equal(*losses)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from robret_lib.attacks import Search
 from robret_lib.attacks.attack import check_mode
-from robret_lib.attacks.relaxed import CodeLoss
+from robret_lib.attacks.relaxed import SPAN, CodeLoss
 from robret_lib.data import multi_hot
 from robret_lib.defenses.inner import check_inner
 from robret_lib.fields import check_number
@@ -15,33 +15,40 @@ from robret_lib.mining import Mode
 
 
 class AttackedCodes(nn.Module):
-    """``w L_hash(x) + lambda mean price(h(x')) + mu mean (h(x') - sign h(x'))^2``, where an inner attack has made x'.
+    """The hashing loss of clean images, and what the codes u~ of attacked ones cost.
 
-    What codes cost is for the subclass to say; the attack wants a high price, unless the subclass says otherwise. Codes
-    are relaxed, ``h = tanh f``. Of a batch, the attack is made first, by what was known before; then both are embedded,
-    the codes of the clean images are noted, and the price is told by them.
+    ``hashing_weight L_hash(x) + adversarial_weight mean price(u~) + quantization mean (u~ - sign u~)^2``. What codes
+    cost is for the subclass to say; the inner attack wants a high price, unless the subclass says otherwise. Of a
+    batch, the attack is made first, by what was known before; then both are embedded, the codes of the clean images are
+    noted, and the price is told by them.
+
+    Codes are relaxed, ``u = tanh f``. Where outputs are large, tanh is flat: of trained networks, up to two fifths of
+    the images have no slope at all in float32. In mode "fixed" the inner attack looks at ``tanh(mu f)`` instead, with a
+    mu of at most 1 for each image, so that mu f has no larger root mean square than `attacks.relaxed.SPAN`.
 
     Args:
         search: The inner attack; published as ``PGD(8 / 255, 2 / 255, 7, random_start=True)``.
         clean: The hashing loss, and the codes of the training set as last seen, which prices are made of. Training
-            starts from a network that has learned by the same loss.
-        weight: lambda.
-        clean_weight: w. At 0, clean images teach nothing, but their codes are noted.
-        quantization: mu.
-        mode: In "reference" the attack meets the network as it is trained, dropout and all, as in the published codes;
-            in "fixed" as it searches.
+            starts from a network that has learned by the same loss, and whose codes are known (`KnownCodes.fill`). The
+            codes of later batches are those of training: of crops, where there are some, and with dropout.
+        adversarial_weight, hashing_weight, quantization: See above. Without a hashing loss, clean images teach nothing,
+            but their codes are noted.
+        mode: In "reference" the inner attack looks at u, and meets the network as it is trained, dropout and all, as in
+            the published codes; in "fixed" as it searches.
 
     Raises:
         TypeError: No search, one by values, or one on another network.
         ValueError: A weight below 0, no such mode, or codes that are known with int labels.
     """
 
+    needs_known_codes = True
+
     def __init__(
         self,
         search: Search,
         clean: HashObjective,
-        weight: float = 1.0,
-        clean_weight: float = 1.0,
+        adversarial_weight: float = 1.0,
+        hashing_weight: float = 1.0,
         quantization: float = 0.0,
         mode: Mode = "fixed",
     ) -> None:
@@ -50,10 +57,15 @@ class AttackedCodes(nn.Module):
         check_mode(mode)
         if clean.known.labels.ndim != 2:
             raise ValueError("labels int [N] of the known codes: expected multi-hot [N, C]")
-        for name, value in (("weight", weight), ("clean_weight", clean_weight), ("quantization", quantization)):
+        weights = {
+            "adversarial_weight": adversarial_weight,
+            "hashing_weight": hashing_weight,
+            "quantization": quantization,
+        }
+        for name, value in weights.items():
             check_number(name, value, least=0)
         self.search, self.clean, self.mode = search, clean, mode
-        self.weight, self.clean_weight, self.quantization = weight, clean_weight, quantization
+        self.adversarial_weight, self.hashing_weight, self.quantization = weights.values()
 
     @property
     def known(self) -> Known:
@@ -61,36 +73,50 @@ class AttackedCodes(nn.Module):
         return self.clean.known.all()
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """Scalar loss of a batch: images ``[B, C, H, W]`` in [0, 1], labels int ``[B]`` or multi-hot ``[B, C]``."""
-        asked = self.looked_up(multi_hot(labels, self.clean.known.labels.shape[1]))
-        wish = self.wish(asked, generator)
+        """Scalar loss of a batch: images ``[B, C, H, W]`` in [0, 1], labels int ``[B]`` or multi-hot ``[B, C]``.
+
+        Raises:
+            RuntimeError: Codes of the training set are not known.
+        """
+        self._check_known()
+        information = self.label_information(multi_hot(labels, self.clean.known.labels.shape[1]))
+        wanted = self.inner_loss(information, generator)
         network = _InItsMode(model) if self.mode == "reference" else model
-        moved = self.search(network, images, lambda outputs: wish(torch.tanh(outputs)), generator)
+        moved = self.search(network, images, lambda outputs: wanted(self._seen_by_attack(outputs)), generator)
         clean, attacked = model(torch.cat([images, moved])).chunk(2)
-        loss = self.clean_weight * self.clean.of_outputs(clean, labels, generator)
+        loss = self.hashing_weight * self.clean.of_outputs(clean, labels, generator)
         codes = torch.tanh(attacked)
-        loss = loss + self.weight * self.price(asked)(codes).mean() + self.own_loss(len(images), generator)
+        loss = loss + self.adversarial_weight * self.price(information)(codes).mean()
+        loss = loss + self.own_loss(len(images), generator)
         return loss + self.quantization * quantization(codes).mean() if self.quantization else loss
 
-    def looked_up(self, labels: Tensor) -> Tensor:
-        """What prices of a batch with labels ``[B, C]`` are told by, and no step of its training changes: the labels.
-
-        Made once a batch, ``[B, *]``.
-        """
+    def label_information(self, labels: Tensor) -> Tensor:
+        """What prices need of labels ``[B, C]``, ``[B, *]``, made once a batch: the labels themselves."""
         return labels
 
-    def price(self, asked: Tensor) -> CodeLoss:
-        """What codes of a batch that is `looked_up` cost, by what is known now: ``[B]`` of ``[B, bits]``."""
+    def price(self, information: Tensor) -> CodeLoss:
+        """What codes cost, by what is known now: ``[B]`` of ``[B, bits]``; see `label_information`."""
         raise NotImplementedError
 
-    def wish(self, asked: Tensor, generator: torch.Generator) -> CodeLoss:
-        """What the inner attack minimizes of them."""
-        price = self.price(asked)
+    def inner_loss(self, information: Tensor, generator: torch.Generator) -> CodeLoss:
+        """What the inner attack minimizes: minus the price."""
+        price = self.price(information)
         return lambda codes: -price(codes)
 
     def own_loss(self, size: int, generator: torch.Generator) -> Tensor | float:
         """What weights of the objective itself learn by, beside a batch of this size."""
         return 0.0
+
+    def _seen_by_attack(self, outputs: Tensor) -> Tensor:
+        if self.mode == "reference":
+            return torch.tanh(outputs)
+        size = outputs.detach().square().mean(1, keepdim=True).sqrt()
+        return torch.tanh(outputs * (SPAN / size).clamp(max=1))
+
+    def _check_known(self) -> None:
+        unknown = int((~self.clean.known.seen).sum()) if self.needs_known_codes else 0
+        if unknown:
+            raise RuntimeError(f"{unknown} codes of the training set are not known: fill them in, see KnownCodes.fill")
 
 
 class _InItsMode(nn.Module):

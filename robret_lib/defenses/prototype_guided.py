@@ -12,7 +12,7 @@ from robret_lib.mining import Mode
 
 
 class PrototypeGuided(AttackedCodes):
-    """An attacked code costs ``-mean_k h~_k g_k``, with the prototype g of its labels, learned beside the network.
+    """An attacked code costs ``-mean_k u~_k g_k``, with the prototype g of its labels, learned beside the network.
 
     Nobody has published it: it stands between ATRDH, which attacks by prototypes, and CgAT, which is guided by a closed
     form. Arguments: see `AttackedCodes`.
@@ -22,20 +22,20 @@ class PrototypeGuided(AttackedCodes):
         self,
         search: Search,
         clean: HashObjective,
-        weight: float = 1.0,
-        clean_weight: float = 1.0,
+        adversarial_weight: float = 1.0,
+        hashing_weight: float = 1.0,
         quantization: float = 0.0,
         mode: Mode = "fixed",
     ) -> None:
-        super().__init__(search, clean, weight, clean_weight, quantization, mode)
+        super().__init__(search, clean, adversarial_weight, hashing_weight, quantization, mode)
         self.prototypes = Prototypes(clean.known)
 
-    def looked_up(self, labels: Tensor) -> Tensor:
+    def label_information(self, labels: Tensor) -> Tensor:
         """The prototypes ``[B, bits]``: they are learned between two steps."""
         return self.prototypes.codes(labels)
 
-    def price(self, asked: Tensor) -> CodeLoss:
-        return lambda codes: -(codes * asked).mean(1)
+    def price(self, information: Tensor) -> CodeLoss:
+        return lambda codes: -(codes * information).mean(1)
 
     def own_loss(self, size: int, generator: torch.Generator) -> Tensor:
         return self.prototypes.loss(self.clean.known, size, generator)

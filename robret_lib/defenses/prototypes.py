@@ -33,7 +33,8 @@ class Prototypes(nn.Module):
 
     def drawn(self, count: int, generator: torch.Generator) -> Tensor:
         """Labels ``[count, C]`` drawn from the kinds of label vectors that the training set has, each as likely."""
-        return self.kinds[torch.randint(len(self.kinds), (count,), generator=generator, device=generator.device)]
+        places = torch.randint(len(self.kinds), (count,), generator=generator, device=generator.device)
+        return self.kinds[places.to(self.kinds.device)]
 
     def loss(self, known: KnownCodes, count: int, generator: torch.Generator) -> Tensor:
         """THA's, a scalar, of ``count`` drawn label vectors and the binary codes of images that have been seen."""

@@ -16,8 +16,9 @@ class MainstayGuided(CenterGuided):
     Hashing Retrieval", IEEE TIFS 2023; the authors' code.)
 
     Args:
-        search, clean, weight, clean_weight, mode: See `CenterGuided`. In mode "reference" a bit on which there is a
-            draw is 0; an image without a label has the negative of the mean code in both.
+        search, clean, adversarial_weight, hashing_weight, mode: See `CenterGuided`. In mode "reference" a bit on which
+            there is a draw is 0; an image without a label has the negative of the mean code in both. (In the authors'
+            code the batch's own codes are binary in the outer loss; here they are relaxed in "reference".)
         quantization: 1e-4 as published.
     """
 
@@ -25,13 +26,13 @@ class MainstayGuided(CenterGuided):
         self,
         search: Search,
         clean: HashObjective,
-        weight: float = 1.0,
-        clean_weight: float = 1.0,
+        adversarial_weight: float = 1.0,
+        hashing_weight: float = 1.0,
         quantization: float = 1e-4,
         mode: Mode = "fixed",
     ) -> None:
-        super().__init__(search, clean, "cosine", weight, clean_weight, quantization, mode)
+        super().__init__(search, clean, "cosine", adversarial_weight, hashing_weight, quantization, mode)
 
-    def one_of_each(self, shared: Tensor) -> Tensor:
+    def has_both_sides(self, shared: Tensor) -> Tensor:
         """Not asked for: where one side is empty, the other decides."""
         return shared.new_ones(len(shared), 1)

@@ -15,7 +15,8 @@ of either (its first commits); the cosine of the label vectors (SAAT)."""
 
 
 ROUNDED = 1e-12
-"""What rounding leaves of a draw, at most: else the order of a sum would decide a bit."""
+"""What rounding leaves of a draw, at most, beside the size that votes can have: else the order of a sum would decide a
+bit."""
 
 
 def center_code(
@@ -69,9 +70,9 @@ def center_votes(
 def votes_of(shared: Tensor, sums: Tensor, counts: Tensor | None = None, balanced: bool = True) -> Tensor:
     """`center_votes` of codes, or of their sums in groups of equal labels, which are fewer.
 
-    Where all who share a label count alike, sums are of whole numbers and draws exactly zero; where they do not, votes
-    below `ROUNDED` are taken for draws. The others are not summed once more: they are all codes, less those that share
-    a label.
+    Where all who share a label count alike, sums of binary codes are whole numbers and draws exactly zero; where they
+    do not, votes below `ROUNDED` are taken for draws. The others are not summed once more: they are all codes, less
+    those that share a label.
 
     Args:
         shared: How much images have in common with each group, `overlap`, ``[B, groups]``.
@@ -81,15 +82,16 @@ def votes_of(shared: Tensor, sums: Tensor, counts: Tensor | None = None, balance
     """
     counts = sums.new_ones(len(sums)) if counts is None else counts
     pulled, own = _weighted(shared, sums, counts)
-    alike = shared.dtype == torch.float32
-    told, sharing = (pulled, own) if alike else _weighted((shared > 0).to(shared), sums, counts)
-    pushed, other = sums.double().sum(0) - told, counts.double().sum() - sharing
+    alike = ((shared == 0) | (shared == 1)).all()
+    of_sharers, sharers = (pulled, own) if alike else _weighted((shared > 0).to(shared), sums, counts)
+    pushed, other = sums.double().sum(0) - of_sharers, counts.double().sum() - sharers
     if balanced:
         own, other = (torch.where(part > 0, part, 1.0) for part in (own, other))  # of none, the votes are 0
         votes = (other * pulled - own * pushed) / (own * other)
     else:
         votes = pulled - pushed
-    return torch.where(votes.abs() > ROUNDED, votes, 0.0)
+    most = 1.0 if balanced else counts.sum()
+    return torch.where(votes.abs() > ROUNDED * most, votes, 0.0)
 
 
 def _weighted(weights: Tensor, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,10 +43,12 @@ class KnownCodes(nn.Module):
         """All codes ``[N, bits]`` at once, as of a network that is trained already.
 
         Raises:
-            ValueError: Codes of another shape.
+            ValueError: Codes of another shape, or with other values than from -1 to 1.
         """
         if codes.shape != self.codes.shape:
             raise ValueError(f"codes of shape {tuple(codes.shape)}: expected {tuple(self.codes.shape)}")
+        if not (codes.abs() <= 1).all():
+            raise ValueError("codes with other values than from -1 to 1: expected relaxed or binary ones, not outputs")
         self.codes.copy_(codes)
         self.seen.fill_(True)
 

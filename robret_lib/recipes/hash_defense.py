@@ -7,7 +7,7 @@ from robret_lib import defenses, hamming, models
 from robret_lib.attacks import PGD
 from robret_lib.augmentation import random_crop_and_flip
 from robret_lib.data import RetrievalData, Split, as_float, center_crop
-from robret_lib.hashing import HashObjective
+from robret_lib.hashing import HashObjective, train_prototypes
 from robret_lib.recipes.hash_recipe import HashDefenseName, HashRecipe
 
 DEFENSES: dict[HashDefenseName, type[defenses.AttackedCodes]] = {
@@ -18,8 +18,11 @@ DEFENSES: dict[HashDefenseName, type[defenses.AttackedCodes]] = {
     "prototypes": defenses.PrototypeGuided,
 }
 
-AT_ONCE = 64
-"""Training images that are embedded together as published; decides which of them share a draw of dropout."""
+AT_ONCE = 32
+"""Training images that are embedded together as published; decides what dropout draws."""
+
+PROTOTYPE_STEPS = 300
+"""In which prototypes are fitted to the codes that are known, before anything is guided by them."""
 
 
 def of_hash_defense(recipe: HashRecipe, clean: HashObjective, data: RetrievalData, original: nn.Module) -> nn.Module:
@@ -31,21 +34,26 @@ def of_hash_defense(recipe: HashRecipe, clean: HashObjective, data: RetrievalDat
         data: Of the recipe.
         original: The network of its origin.
     """
-    if recipe.mode == "fixed":
+    if recipe.mode == "fixed" or recipe.defense == "saat":
         clean.known.fill(searched_codes(recipe, data, original))
-    elif recipe.defense != "atrdh":
+    elif recipe.defense == "cgat":
         clean.known.fill(published_codes(recipe, data.train, original))
     search = PGD(recipe.eps, recipe.inner_step, recipe.inner_steps, random_start=True)
     with torch.random.fork_rng([]):
         torch.manual_seed(recipe.seed)  # of the network of prototypes
-        return DEFENSES[recipe.defense](
+        made = DEFENSES[recipe.defense](
             search,
             clean,
-            weight=recipe.adversarial_weight,
-            clean_weight=recipe.hashing_weight,
+            adversarial_weight=recipe.adversarial_weight,
+            hashing_weight=recipe.hashing_weight,
             quantization=recipe.quantization,
             mode=recipe.mode,
         )
+    if recipe.mode == "fixed" and recipe.defense in ("atrdh", "prototypes"):
+        drawn, known = torch.Generator().manual_seed(recipe.seed), clean.known
+        fitted_to = known.labels, known.codes, known.labels
+        train_prototypes(made.prototypes.network, *fitted_to, PROTOTYPE_STEPS, generator=drawn)
+    return made
 
 
 def searched_codes(recipe: HashRecipe, data: RetrievalData, model: nn.Module) -> Tensor:

@@ -30,7 +30,7 @@ class HashRecipe:
         method: A loss of `hashing`; "hswd", "csq_c" and "dsdh_c" are HashNet, CSQ and DSDH with the quantizer of SAAT.
         source: See `hashing.dpsh.Source`; of `WITH_SOURCES` alone.
         steps, batch, lr, optimizer, momentum, milestones, weight_decay, seed: As in `training.Schedule`; the seed draws
-            the initial weights and the centers too.
+            the initial weights and the centers too, with a defense those of its origin.
         generation, pretrained, crop: As in `recipe.Recipe`.
         augmented: Whether crops are random, and mirrored or not; else all are the middle.
         defense: See `HashDefenseName`; None is the loss alone.
@@ -40,8 +40,8 @@ class HashRecipe:
         hashing_weight: Of the loss beside the defense, see `defenses.AttackedCodes`.
         adversarial_weight: Of what attacked codes cost, lambda there.
         quantization: Of their distance to binary ones, mu there.
-        mode: Of the defense. In "reference" the codes that are known before training are those of random crops by a
-            network with dropout, or, of "atrdh", none; as in the published codes.
+        mode: Of the defense; "reference" of published ones alone. There the codes that are known before training are,
+            for "cgat", those of random crops by a network with dropout, and, for "atrdh", none.
 
     Raises:
         ValueError: A name nobody knows, an impossible number, or a source where all are the same; a defense without an
@@ -84,6 +84,8 @@ class HashRecipe:
         for name, known in (("method", HashingName), ("source", Source)):
             if getattr(self, name) not in get_args(known):
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {get_args(known)}")
+        if not (self.augmented or self.crop):
+            raise ValueError("augmented=False without a crop, which alone is random")
         if self.source != HashRecipe.source and self.method not in WITH_SOURCES:
             raise ValueError(f"source={self.source!r} with method={self.method!r}, in which all sources agree")
         self._check_defense()
@@ -102,6 +104,10 @@ class HashRecipe:
             check_number(name, getattr(self, name), above=0)
         for name in ("hashing_weight", "adversarial_weight", "quantization"):
             check_number(name, getattr(self, name), least=0)
+        if self.mode == "reference" and self.defense not in PUBLISHED:
+            raise ValueError(f"mode='reference' with defense={self.defense!r}, which nobody has published")
+        if self.pretrained:
+            raise ValueError("pretrained=True with a defense, which begins with the weights of its origin")
         if not isinstance(self.origin, HashRecipe):
             given = f"defense={self.defense!r} with an origin of type {type(self.origin).__name__}"
             raise ValueError(f"{given}: expected the HashRecipe of the network that it tunes")
@@ -146,6 +152,9 @@ OF_A_DEFENSE = (
     "mode",
 )
 """Fields that nothing but a defense looks at."""
+
+PUBLISHED: tuple[HashDefenseName, ...] = ("atrdh", "cgat", "saat")
+"""Defenses that have a mode "reference"."""
 
 OF_A_NETWORK = ("backbone", "bits", "method", "source")
 """Fields that a defended network shares with its origin."""

@@ -38,6 +38,7 @@ NO_DEFENSE = {
     "adversarial_weight": 1.0,
     "quantization": 0.0,
     "mode": "fixed",
+    "augmented": True,
 }
 """What a recipe without a defense says of it; those in result files from before there were any say nothing."""
 
@@ -255,10 +256,16 @@ def defenses_side_by_side(
 
 def _first(record: dict[str, Any]) -> JudgedCodes:
     given, details = record["parameters"], dict(record["details"])
-    details["recipe"] = NO_DEFENSE | details["recipe"]
+    details["recipe"] = _completed(details["recipe"])
     attacked = _looked_at(given)
     asked = dict.fromkeys(details["of_query"], details["asked"])
     return JudgedCodes(given["label"], given["bits"], record["metrics"], details, attacked, record["protocol"], asked)
+
+
+def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe, and its origin, with the fields that are younger than its file."""
+    origin = recipe.get("origin")
+    return NO_DEFENSE | recipe | {"origin": _completed(origin) if origin else None}
 
 
 def _looked_at(given: dict[str, Any]) -> dict[str, Any]:
