@@ -519,7 +519,7 @@ def test_an_edit_that_changes_weights_is_noticed(edit, monkeypatch):
         build = models.build
         monkeypatch.setattr(models, "build", lambda *given, **named: build(*given, **named).apply(shrunk))
     elif edit == "rate":
-        monkeypatch.setitem(training.OPTIMIZERS, "adam", partial(torch.optim.Adam, betas=(0.9, 0.99)))
+        monkeypatch.setitem(training.OPTIMIZERS, "adam", partial(torch.optim.Adam, eps=1e-3))
     else:
         monkeypatch.setattr(objectives, "OFFSET", 1e-3)
     assert trained_a_little() != pytest.approx(before, rel=1e-5)
