@@ -8,7 +8,6 @@ from robret_lib.attacks.relaxed import CodeLoss
 from robret_lib.defenses.pair_guided import PairGuided
 from robret_lib.defenses.prototypes import Prototypes
 from robret_lib.hashing import HashObjective
-from robret_lib.mining import Mode
 
 
 class PrototypeTargeted(PairGuided):
@@ -24,23 +23,14 @@ class PrototypeTargeted(PairGuided):
     prototypes learn of what has been seen alone; the published code has the codes of the original network for the rest.
 
     Args:
-        search, clean, hashing_weight, quantization, mode: See `AttackedCodes`. As published, ``clean`` is DPH, and its
-            codes are not known before training.
-        adversarial_weight: 1 as published, 2 in SAAT's port.
+        search, clean: See `AttackedCodes`. As published, ``clean`` is DPH, and its codes are not known before training.
+        settings: The rest of `AttackedCodes`. Published are weights of 1; in SAAT's port attacked codes have 2.
     """
 
-    def __init__(
-        self,
-        search: Search,
-        clean: HashObjective,
-        adversarial_weight: float = 1.0,
-        hashing_weight: float = 1.0,
-        quantization: float = 0.0,
-        mode: Mode = "fixed",
-    ) -> None:
-        super().__init__(search, clean, adversarial_weight, hashing_weight, quantization, mode)
+    def __init__(self, search: Search, clean: HashObjective, **settings: object) -> None:
+        super().__init__(search, clean, **settings)
         self.prototypes = Prototypes(clean.known)
-        self.needs_known_codes = mode == "fixed"
+        self.needs_known_codes = self.mode == "fixed"
 
     def inner_loss(self, information: Tensor, generator: torch.Generator) -> CodeLoss:
         targets = self.prototypes.codes(self.prototypes.drawn(len(information), generator))

@@ -8,26 +8,20 @@ from robret_lib.attacks.relaxed import CodeLoss
 from robret_lib.defenses.attacked_codes import AttackedCodes
 from robret_lib.defenses.prototypes import Prototypes
 from robret_lib.hashing import HashObjective
-from robret_lib.mining import Mode
 
 
 class PrototypeGuided(AttackedCodes):
     """An attacked code costs ``-mean_k u~_k g_k``, with the prototype g of its labels, learned beside the network.
 
     Nobody has published it: it stands between ATRDH, which attacks by prototypes, and CgAT, which is guided by a closed
-    form. Arguments: see `AttackedCodes`.
+    form.
+
+    Args:
+        search, clean, settings: See `AttackedCodes`.
     """
 
-    def __init__(
-        self,
-        search: Search,
-        clean: HashObjective,
-        adversarial_weight: float = 1.0,
-        hashing_weight: float = 1.0,
-        quantization: float = 0.0,
-        mode: Mode = "fixed",
-    ) -> None:
-        super().__init__(search, clean, adversarial_weight, hashing_weight, quantization, mode)
+    def __init__(self, search: Search, clean: HashObjective, **settings: object) -> None:
+        super().__init__(search, clean, **settings)
         self.prototypes = Prototypes(clean.known)
 
     def label_information(self, labels: Tensor) -> Tensor:
