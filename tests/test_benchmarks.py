@@ -31,6 +31,19 @@ def test_costs_of_defenses_of_hash_codes_are_told_as_they_are_measured_now():
     assert told == [[f"| {setting.backbone}", name] for setting in settings for name in hash_defense_cost.DEFENSES]
 
 
+@pytest.mark.parametrize("name", hash_defense_cost.DEFENSES)
+def test_a_step_of_every_defense_of_hash_codes_is_measured(name):
+    costs = hash_defense_cost.World.of(hash_defense_cost.SETTINGS[0], known=100).costs(name)
+    assert costs["step"] > hash_defense_cost.INNER.steps * 0.3 and 0 < costs["guides"] + costs["known"] < 100
+
+
+def test_the_center_codes_of_a_batch_cost_less_than_two_percent_of_a_step():
+    """By the table that is kept, whose lines say where a limit was exceeded."""
+    lines = (TABLES / "hash_defense_cost.md").read_text().splitlines()
+    limits = [line.split(" | ")[5] for line in lines if line.split(" | ")[1:2] in (["CgAT"], ["SAAT"])]
+    assert limits == ["2"] * 2 * len(hash_defense_cost.SETTINGS)
+
+
 def test_a_stopwatch_counts_what_is_called_inside_once():
     watch = hash_defense_cost.Stopwatch()
     inner = watch.over(lambda: sum(range(100_000)))

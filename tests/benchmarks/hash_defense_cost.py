@@ -106,7 +106,7 @@ class World(NamedTuple):
         """Of a training ``step`` and an ``inner`` one, in their units; shares of a training step, in percent."""
         objective, guides, known = self.objective(name), Stopwatch(), Stopwatch()
         training_step = self.training_step(objective)
-        for method in ("label_information", "wish", "price"):
+        for method in ("label_information", "inner_loss", "price"):
             setattr(objective, method, guides.over(getattr(objective, method)))
         objective.clean.known.with_batch = known.over(objective.clean.known.with_batch)
         unit, _ = Clocked(self.model, self.images).costs(partial(bare_passes, images=self.images))
