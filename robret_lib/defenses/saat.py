@@ -5,7 +5,6 @@ from torch import Tensor
 from robret_lib.attacks import Search
 from robret_lib.defenses.cgat import CenterGuided
 from robret_lib.hashing import HashObjective
-from robret_lib.mining import Mode
 
 
 class MainstayGuided(CenterGuided):
@@ -16,22 +15,14 @@ class MainstayGuided(CenterGuided):
     Hashing Retrieval", IEEE TIFS 2023; the authors' code.)
 
     Args:
-        search, clean, adversarial_weight, hashing_weight, mode: See `CenterGuided`. In mode "reference" a bit on which
-            there is a draw is 0; an image without a label has the negative of the mean code in both. (In the authors'
-            code the batch's own codes are binary in the outer loss; here they are relaxed in "reference".)
+        search, clean, settings: See `CenterGuided`. In mode "reference" a bit on which there is a draw is 0; an image
+            without a label has the negative of the mean code in both. (In the authors' code the batch's own codes are
+            binary in the outer loss; here they are relaxed in "reference".)
         quantization: 1e-4 as published.
     """
 
-    def __init__(
-        self,
-        search: Search,
-        clean: HashObjective,
-        adversarial_weight: float = 1.0,
-        hashing_weight: float = 1.0,
-        quantization: float = 1e-4,
-        mode: Mode = "fixed",
-    ) -> None:
-        super().__init__(search, clean, "cosine", adversarial_weight, hashing_weight, quantization, mode)
+    def __init__(self, search: Search, clean: HashObjective, *, quantization: float = 1e-4, **settings: object) -> None:
+        super().__init__(search, clean, "cosine", quantization=quantization, **settings)
 
     def has_both_sides(self, shared: Tensor) -> Tensor:
         """Not asked for: where one side is empty, the other decides."""
