@@ -95,8 +95,9 @@ def test_a_defended_network_is_judged_and_its_file_tells_how_it_was_tuned(photog
     The network that is tuned is that of the run without a defense.
     """
     undefended = SHARED | {"dataset": photographs, "attacked": "robust", "n_queries": 2}
+    few = {"levels": "4/255, 8/255"}
     tuning = {"defense": "saat", "mode": "reference", "tuning_steps": 2, "tuning_batch": 3, "tuning_eps": "4/255"}
-    for given in (undefended, undefended | tuning | {"label": "SAAT", "inner_steps": 1, "adversarial_weight": 2}):
+    for given in (undefended, undefended | tuning | {"label": "SAAT", "inner_steps": 1, "adversarial_weight": 2} | few):
         done = papermill(tmp_path, **given)
         assert done.returncode == 0, done.stderr[-3000:]
     without, defended = runs.judged_codes(str(photographs), "quick", tmp_path / "results")
@@ -112,6 +113,8 @@ def test_a_defended_network_is_judged_and_its_file_tells_how_it_was_tuned(photog
         "SAAT": "reference",
     }
     assert defended.apart_from(without, "robust MAP at 8/255").count("±") == 1
+    at_levels = {name for name in defended.metrics if name.startswith("robust MAP")}
+    assert at_levels == {"robust MAP at 4/255", "robust MAP at 8/255"}
     assert len(list((tmp_path / "models").glob("*.safetensors"))) == 2
 
 

@@ -1,0 +1,70 @@
+"""What was measured of defended hash networks: what all three trainings agree on."""
+
+import pytest
+
+from robret_lib import runs
+
+SEEDS = (0, 1, 2)
+DEFENSES = ("ATRDH", "CgAT", "SAAT")
+WITHOUT = ["own code", "HAG", "SDHA", "CgA", "CgA, mean", "SAAT", "soft precision"]
+WITH = ["SDHA, targeted", "P2P", "DHTA", "THA", "SAAT, targeted", "SAAT, targeted, symmetric", "PTA"]
+LEVELS = (4, 8, 16, 28)
+
+
+@pytest.fixture(scope="module")
+def trainings():
+    """By seed, of each label the network with 32 bits."""
+    found = {}
+    for seed in SEEDS:
+        judged = runs.judged_codes("fashion-mnist", "quick", eps=28 / 255, seed=seed)
+        found[seed] = {network.label: network for network in runs.of_bits(judged, 32)}
+    return found
+
+
+def values(trainings, label, metric):
+    return [networks[label].metrics[metric]["value"] for networks in trainings.values()]
+
+
+@pytest.mark.parametrize(
+    "attack", [*(name for name in WITHOUT if name != "HAG"), *(f"{v}, any search" for v in WITHOUT)]
+)
+@pytest.mark.parametrize("defense", DEFENSES)
+def test_the_worst_training_with_a_defense_keeps_more_than_the_best_without(trainings, defense, attack):
+    """By its own search HAG, cut to 50 steps of 2,000, leaves all as they were."""
+    assert min(values(trainings, defense, attack)) > max(values(trainings, "no defense", attack))
+
+
+@pytest.mark.parametrize("attack", [*(f"{name}, any search" for name in WITH), "ProS-GAN in the ball"])
+@pytest.mark.parametrize("defense", DEFENSES)
+def test_attacks_with_a_target_reach_less_of_the_worst_than_of_the_best_without(trainings, defense, attack):
+    assert max(values(trainings, defense, attack)) < min(values(trainings, "no defense", attack))
+
+
+@pytest.mark.parametrize("defense", DEFENSES)
+def test_robust_map_is_above_that_of_no_defense_from_the_radius_of_training_on(trainings, defense):
+    for level in (16, 28):
+        metric = f"robust MAP at {level}/255"
+        assert min(values(trainings, defense, metric)) > max(values(trainings, "no defense", metric))
+
+
+def test_beyond_the_radius_of_training_centers_guide_better_than_targets(trainings):
+    metric = "robust MAP at 28/255"
+    assert min(values(trainings, "CgAT", metric)) > max(values(trainings, "ATRDH", metric))
+
+
+def test_a_mainstay_code_of_single_labels_is_a_center_code(trainings):
+    """So SAAT is CgAT but for a term of weight 1e-4, and for what that does to a training."""
+    for level in LEVELS:
+        pairs = zip(*(values(trainings, name, f"robust MAP at {level}/255") for name in ("SAAT", "CgAT")), strict=True)
+        assert all(abs(one - other) < 4 for one, other in pairs)
+
+
+@pytest.mark.parametrize("label", ["no defense", *DEFENSES, "pairs", "prototypes"])
+def test_robust_map_falls_with_the_radius_and_none_leaves_less_than_it(trainings, label):
+    """Of the attacks without a target all but soft precision are weaker on average; none is much stronger."""
+    for seed in SEEDS:
+        network = trainings[seed][label]
+        left = [network.metrics[name]["value"] for name in ("benign", *(f"robust MAP at {v}/255" for v in LEVELS))]
+        assert left == sorted(left, reverse=True)
+        published = [network.metrics[name]["value"] for name in WITHOUT if name in network.metrics]
+        assert all(value > left[-1] - 1 for value in published)
