@@ -206,13 +206,17 @@ def test_the_hinges_of_a_query_pass_gradcheck_with_mixed_signs_and_repeated_cand
 def test_the_gradient_of_a_query_that_is_a_gallery_item(distance, sign):
     """The first step of every attack: the query's own item, at distance zero, must add nothing to the gradient.
 
-    In float32, where that distance is rounding noise, and against float64 without the own item.
+    In float32, where that distance is rounding noise, and against float64 without the own item. The noise is at least
+    about sqrt(eps) times the length of the query, and what is divided by it is rounded to eps times that length: what
+    is left is some sqrt(eps) times the slope, 2 of 40, where that item counts (2.9 at most in 2,400 draws).
     """
     gallery = vectors(SIZE, distance, 18)
     queries, candidates = gallery[:BATCH], positions(2, 19).clamp(min=BATCH)
     signs, upstream = torch.full((2,), sign, dtype=torch.float64), torch.ones(BATCH, 2, dtype=torch.float64)
     single = [tensor.float() for tensor in (queries, gallery)]
     _, gradient = hinges_and_gradient(*single, candidates, signs.float(), distance, upstream.float())
+    divided_by_noise = distance != "C" and sign > 0
+    bound = 4 * (2 / SIZE) * torch.finfo(torch.float32).eps ** 0.5 if divided_by_noise else 4e-6
     for i in range(BATCH):
         q = queries[i].clone().requires_grad_(True)
         others = slow_distance(q, gallery[torch.arange(SIZE) != i], distance)
@@ -220,7 +224,7 @@ def test_the_gradient_of_a_query_that_is_a_gallery_item(distance, sign):
         to_all = torch.cat([own, others])  # for "C" the own item does have a slope, -x
         hinges = [(sign * (slow_distance(q, gallery[c], distance) - to_all)).relu().mean() for c in candidates[i]]
         expected = torch.autograd.grad(torch.stack(hinges).sum(), q)[0]
-        torch.testing.assert_close(gradient[i].double(), expected, rtol=0, atol=2e-5)
+        torch.testing.assert_close(gradient[i].double(), expected, rtol=0, atol=bound)
 
 
 def test_only_the_queries_get_a_gradient():
