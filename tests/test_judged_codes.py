@@ -319,7 +319,7 @@ def test_networks_that_were_attacked_otherwise_do_not_compare(pair, attack, chan
         one.apart_from(other, attack)
     if "left" not in changes:
         with pytest.raises(runs.ResultError, match=message):
-            runs.defenses_side_by_side([one, other], [attack])
+            runs.defenses_side_by_side([one, other], {attack: attack})
 
 
 def test_networks_that_were_attacked_at_another_radius_do_not_compare(pair, judged):
@@ -434,27 +434,31 @@ def test_defenses_stand_side_by_side(write, judged):
         left = {name: [value] * 4 for name in ("benign", "CgA", "robust MAP at 8/255", "robust MAP at 0.5/255")}
         write(left, label=label, bits=bits, attacked="without target, robust", recipe=recipe)
     write(label="SAAT", recipe={"defense": "saat"})
-    table = runs.defenses_side_by_side(judged(), ["CgA", "CgA, any search"], [0.5, 8, 16])
-    assert table.splitlines() == [
-        "| network | bits | benign | CgA | CgA, any search | robust, 0.5/255 | robust, 8/255 | robust, 16/255 |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| CgAT | 16 | 40.0 ± 0.5 | 40.0 ± 0.5 | not run | 40.0 ± 0.5 | 40.0 ± 0.5 | not run |",
-        "| CgAT | 32 | 41.0 ± 0.5 | 41.0 ± 0.5 | not run | 41.0 ± 0.5 | 41.0 ± 0.5 | not run |",
-        "| SAAT | 16 | not run | not run | not run | not run | not run | not run |",
-        "| none | 16 | 5.0 ± 0.5 | 5.0 ± 0.5 | not run | 5.0 ± 0.5 | 5.0 ± 0.5 | not run |",
+    metrics = {"MAP": "benign", "by CgA": "CgA", "by any": "CgA, any search"}
+    metrics |= {f"at {level}": f"robust MAP at {level}/255" for level in ("0.5", "8", "16")}
+    assert runs.defenses_side_by_side(judged(), metrics).splitlines() == [
+        "| | CgAT, 16 bits | CgAT, 32 bits | SAAT, 16 bits | none, 16 bits |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| MAP | 40.0 ± 0.5 | 41.0 ± 0.5 | not run | 5.0 ± 0.5 |",
+        "| by CgA | 40.0 ± 0.5 | 41.0 ± 0.5 | not run | 5.0 ± 0.5 |",
+        "| by any | not run | not run | not run | not run |",
+        "| at 0.5 | 40.0 ± 0.5 | 41.0 ± 0.5 | not run | 5.0 ± 0.5 |",
+        "| at 8 | 40.0 ± 0.5 | 41.0 ± 0.5 | not run | 5.0 ± 0.5 |",
+        "| at 16 | not run | not run | not run | not run |",
     ]
-    of_all_queries = runs.defenses_side_by_side(judged(), [], benign="MAP@all").splitlines()[2:]
-    assert [row.split(" | ")[2] for row in of_all_queries] == ["80.0 ± 0.5 |"] * 4
+    of_all_queries = runs.defenses_side_by_side(judged(), {"all": "MAP@all"}).splitlines()[2:]
+    assert of_all_queries == ["| all | 80.0 ± 0.5 | 80.0 ± 0.5 | 80.0 ± 0.5 | 80.0 ± 0.5 |"]
 
 
-def test_columns_on_other_queries_stand_in_no_table(write, judged):
+def test_rows_on_other_queries_stand_in_no_table(write, judged):
     """Also where no two networks have been attacked alike."""
     write({"CgA": [4.0] * 4}, label="a", attacked="without target")
     write({"robust MAP at 8/255": [4.0] * 4}, label="b", attacked="robust", asked="2e")
     message = "'CgA' of 'a' and 'robust MAP at 8/255' of 'b' attacked other queries: judge one anew"
     with pytest.raises(runs.ResultError, match=message):
-        runs.defenses_side_by_side(judged(), ["CgA"], [8])
-    assert len(runs.defenses_side_by_side(judged(), ["CgA"], [4]).splitlines()) == 4
+        runs.defenses_side_by_side(judged(), {"CgA": "CgA", "robust": "robust MAP at 8/255"})
+    rows = runs.defenses_side_by_side(judged(), {"CgA": "CgA", "robust": "robust MAP at 4/255"}).splitlines()[2:]
+    assert rows == ["| CgA | 4.0 ± 0.5 | not run |", "| robust | not run | not run |"]
 
 
 def test_the_second_and_the_third_must_compare_also_where_the_first_was_not_attacked(write, judged):
@@ -462,7 +466,7 @@ def test_the_second_and_the_third_must_compare_also_where_the_first_was_not_atta
     for label, steps in (("b", 100), ("c", 7)):
         write({"CgA": [4.0] * 4}, label=label, attacked="without target", steps=steps)
     with pytest.raises(runs.ResultError, match="'CgA' of 'b' and of 'c' had steps 100 and 7: judge one anew"):
-        runs.defenses_side_by_side(judged(), ["CgA"])
+        runs.defenses_side_by_side(judged(), {"CgA": "CgA"})
 
 
 def test_attacks_stand_side_by_side(write, only):

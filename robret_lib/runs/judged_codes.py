@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -230,27 +230,23 @@ def attacks_side_by_side(network: JudgedCodes, attacks: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def defenses_side_by_side(
-    networks: Sequence[JudgedCodes], attacks: Sequence[str], levels: Sequence[float] = (), benign: str = "benign"
-) -> str:
-    """A Markdown table with a row for each network: what it is without an attack, and what attacks leave of it.
+def defenses_side_by_side(networks: Sequence[JudgedCodes], metrics: Mapping[str, str]) -> str:
+    """A Markdown table with a column for each network: what it is without an attack, and what attacks leave of it.
 
     Args:
         networks: In their order.
-        attacks: Names of attacks, a column for each; "CgA" is told by its own search, "CgA, any search" by all.
-        levels: Radii of robust MAP, times 255, a column for each.
-        benign: The metric without an attack; by default of the queries that are attacked.
+        metrics: Their names, by what the rows are called: "benign", of the queries that are attacked; "MAP@all", of
+            all; "CgA", what its own search leaves; "CgA, any search", what all leave; "robust MAP at 8/255".
 
     Raises:
-        ResultError: Numbers of different networks that do not compare, see `JudgedCodes.apart_from`; or columns on
+        ResultError: Numbers of different networks that do not compare, see `JudgedCodes.apart_from`; or rows on
             different queries.
     """
-    names = [benign, *attacks, *(f"{ROBUST}{level:g}/255" for level in levels)]
-    _check_compared(networks, names)
-    heads = ["benign", *attacks, *(f"robust, {level:g}/255" for level in levels)]
-    lines = [f"| network | bits | {' | '.join(heads)} |", "| --- | ---: |" + " ---: |" * len(heads)]
-    for network in networks:
-        lines.append(f"| {network.label} | {network.bits} | {' | '.join(map(network.told, names))} |")
+    _check_compared(networks, list(metrics.values()))
+    heads = (f"{network.label}, {network.bits} bits" for network in networks)
+    lines = [f"| | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(networks)]
+    for head, metric in metrics.items():
+        lines.append(f"| {head} | {' | '.join(network.told(metric) for network in networks)} |")
     return "\n".join(lines)
 
 
