@@ -1,6 +1,7 @@
-"""What was measured of defended hash networks: what all three trainings agree on."""
+"""What was measured of defended hash networks: what all three trainings agree on, and one at full scale."""
 
 import pytest
+import torch
 
 from robret_lib import runs
 
@@ -9,6 +10,7 @@ DEFENSES = ("ATRDH", "CgAT", "SAAT")
 WITHOUT = ["own code", "HAG", "SDHA", "CgA", "CgA, mean", "SAAT", "soft precision"]
 WITH = ["SDHA, targeted", "P2P", "DHTA", "THA", "SAAT, targeted", "SAAT, targeted, symmetric", "PTA"]
 LEVELS = (4, 8, 16, 28)
+ROBUST_WHERE_IT_MATTERS = [f"robust MAP at {level}/255" for level in LEVELS[1:]]
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +70,47 @@ def test_robust_map_falls_with_the_radius_and_none_leaves_less_than_it(trainings
         assert left == sorted(left, reverse=True)
         published = [network.metrics[name]["value"] for name in WITHOUT if name in network.metrics]
         assert all(value > left[-1] - 1 for value in published)
+
+
+@pytest.fixture(scope="module")
+def at_full_scale():
+    """By label, the network of Fashion-MNIST with 32 bits; attacks are at 8/255."""
+    return {network.label: network for network in runs.of_bits(runs.judged_codes("fashion-mnist"), 32)}
+
+
+def of_queries(networks, label, metric):
+    return torch.tensor(networks[label].details["of_query"][metric], dtype=torch.float64)
+
+
+def surely_more(one, other):
+    """Query by query, by three standard errors."""
+    apart = one - other
+    return apart.mean() > 3 * apart.std() / len(apart) ** 0.5
+
+
+@pytest.mark.parametrize("attack", [*(f"{name}, any search" for name in WITHOUT), *ROBUST_WHERE_IT_MATTERS])
+@pytest.mark.parametrize("defense", DEFENSES)
+def test_at_full_scale_each_defense_keeps_more_under_every_attack(at_full_scale, defense, attack):
+    kept, left = (of_queries(at_full_scale, label, attack) for label in (defense, "no defense"))
+    assert surely_more(kept, left)
+
+
+@pytest.mark.parametrize("attack", [f"{name}, any search" for name in WITH])
+@pytest.mark.parametrize("defense", DEFENSES)
+def test_at_full_scale_attacks_with_a_target_reach_less(at_full_scale, defense, attack):
+    reached, before = (of_queries(at_full_scale, label, attack) for label in (defense, "no defense"))
+    assert surely_more(before, reached)
+
+
+def test_at_full_scale_centers_guide_better_than_targets_from_the_radius_of_training_on(at_full_scale):
+    for level in (16, 28):
+        kept, left = (of_queries(at_full_scale, name, f"robust MAP at {level}/255") for name in ("CgAT", "ATRDH"))
+        assert surely_more(kept, left)
+
+
+def test_center_codes_of_16_bits_keep_about_as_much_as_those_of_32(at_full_scale):
+    short = runs.of_bits(runs.judged_codes("fashion-mnist"), 16)
+    (short,) = (network for network in short if network.label == "CgAT")
+    for level in LEVELS:
+        metric = f"robust MAP at {level}/255"
+        assert abs(short.metrics[metric]["value"] - at_full_scale["CgAT"].metrics[metric]["value"]) < 4
