@@ -108,9 +108,10 @@ def test_at_full_scale_centers_guide_better_than_targets_from_the_radius_of_trai
         assert surely_more(kept, left)
 
 
-def test_center_codes_of_16_bits_keep_about_as_much_as_those_of_32(at_full_scale):
-    short = runs.of_bits(runs.judged_codes("fashion-mnist"), 16)
-    (short,) = (network for network in short if network.label == "CgAT")
+@pytest.mark.parametrize("bits", [16, 48, 64])
+def test_center_codes_of_all_lengths_keep_about_as_much(at_full_scale, bits):
+    of_length = runs.of_bits(runs.judged_codes("fashion-mnist"), bits)
+    (other,) = (network for network in of_length if network.label == "CgAT")
     for level in LEVELS:
         metric = f"robust MAP at {level}/255"
-        assert abs(short.metrics[metric]["value"] - at_full_scale["CgAT"].metrics[metric]["value"]) < 4
+        assert abs(other.metrics[metric]["value"] - at_full_scale["CgAT"].metrics[metric]["value"]) < 4
