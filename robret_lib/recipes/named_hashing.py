@@ -101,8 +101,9 @@ TUNING: dict[str, dict[str, object]] = {
     "photographs": ALIKE | {"eps": 2 / 255, "inner_step": 0.5 / 255, "lr": 1e-4, "steps": 300},
 }
 """Photographs at the rate of `TUNED_CODES`, and within the radius at which, on coco18, CgAT does not collapse when the
-loss is that of CSQ. By DPH, which there knows little more than people from no people, it does: at 3e-4 to one code for
-all, within 200 updates at 4/255 and at 8/255; at 1e-4 and 2/255 to MAP 46 of 58 within 250, where one code has 42."""
+loss is that of CSQ. By DPH, which there knows little more than people from no people, it does: at 3e-4 and 8/255 to one
+code for all within 200 updates (64 bits), and at 4/255 on the way there when it was stopped (spread 0.20 after 75); at
+1e-4 and 2/255 to MAP 46 of 58 within 250, where one code has 42."""
 
 PUBLISHED_TUNING: dict[HashDefenseName, dict[str, object]] = {
     "cgat": {"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "passes": 30},
