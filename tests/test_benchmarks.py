@@ -37,8 +37,8 @@ def test_a_step_of_every_defense_of_hash_codes_is_measured(name):
     assert costs["step"] > hash_defense_cost.INNER.steps * 0.3 and 0 < costs["guides"] + costs["known"] < 100
 
 
-def test_the_center_codes_of_a_batch_cost_less_than_two_percent_of_a_step():
-    """By the table that is kept, whose lines say where a limit was exceeded."""
+def test_by_the_kept_table_center_codes_cost_less_than_two_percent_of_a_step():
+    """Its lines say where a limit was exceeded."""
     lines = (TABLES / "hash_defense_cost.md").read_text().splitlines()
     limits = [line.split(" | ")[5] for line in lines if line.split(" | ")[1:2] in (["CgAT"], ["SAAT"])]
     assert limits == ["2"] * 2 * len(hash_defense_cost.SETTINGS)

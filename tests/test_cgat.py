@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from robret_lib.defenses import CenterGuided
+from robret_lib.defenses import CenterGuided, cgat
 from robret_lib.hashing import DPH, HashObjective, KnownCodes, center_code
 from robret_lib.hashing.center_code import center_votes, votes_of
 from tests.small_hash_defenses import (
@@ -130,6 +130,18 @@ def test_the_center_is_told_anew_by_the_clean_codes_of_the_batch(mode, monkeypat
     assert torch.equal(known_first, before) and not torch.equal(first, second)
     changed = (known_second != before).any(1)
     assert changed.nonzero().flatten().tolist() == sorted(BATCHES[0].tolist())
+
+
+def test_a_step_makes_two_centers_of_sums_over_label_vectors(monkeypatch):
+    """So what they cost does not grow with the training set, but for one sum."""
+    told = []
+    monkeypatch.setattr(
+        cgat, "votes_of", lambda shared, sums, counts: told.append(sums) or votes_of(shared, sums, counts)
+    )
+    defense = a_defense("cgat")
+    given(defense, small_network(), BATCHES[0])
+    assert [len(sums) for sums in told] == [len(defense.label_vectors)] * 2
+    assert len(defense.label_vectors) < len(defense.clean.known.codes)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -11,7 +11,7 @@ from torch import nn
 from robret_lib import runs
 from robret_lib.recipes import HashRecipe
 from robret_lib.recipes.hash_recipe import OF_A_DEFENSE
-from robret_lib.runs.judged_codes import LOOKED_AT, NO_DEFENSE, WITH_TARGET
+from robret_lib.runs.judged_codes import LOOKED_AT, WITH_TARGET, YOUNGER
 from robret_lib.scores.published_codes import with_target
 
 ROOT = Path(__file__).parents[1]
@@ -157,16 +157,16 @@ def test_a_file_of_a_judge_that_knew_no_defense_is_one_without_a_defense(write, 
         record = json.loads(path.read_text())
         del record["parameters"]["defense"]
         path.write_text(json.dumps(record))
-        write(attacked="robust", recipe=NO_DEFENSE, metrics={"MAP@all": 80.0, "robust MAP at 4/255": 7.0})
+        write(attacked="robust", recipe=YOUNGER, metrics={"MAP@all": 80.0, "robust MAP at 4/255": 7.0})
         assert only(defense=None).told("robust MAP at 4/255") == "7.0 ± 0.5"
         assert only().details["recipe"]["defense"] is None
         path.unlink()
 
 
-def test_a_recipe_without_a_defense_says_what_is_taken_of_files_that_say_nothing():
+def test_a_recipe_says_by_default_what_is_taken_of_files_that_say_nothing():
     later = ("augmented", "defense", *OF_A_DEFENSE)
     said = {field.name: field.default for field in fields(HashRecipe) if field.name in later}
-    assert said == NO_DEFENSE
+    assert said == YOUNGER
 
 
 def test_a_defended_network_and_one_that_is_not_are_never_one(write, judged):
@@ -491,3 +491,67 @@ def test_the_networks_of_the_book_can_stand_in_one_table(dataset):
     networks = runs.judged_codes(dataset)
     assert networks == runs.judged_codes(dataset, folder=ROOT / "workflow" / "results") != []
     assert "not run" not in runs.codes_side_by_side(networks, ["MAP@all", "MAP@5000"], ["all", "first"])
+
+
+# Several seeds
+
+
+@pytest.fixture
+def trained(tmp_path):
+    def found(bits=16, **settings):
+        return runs.trainings("fashion-mnist", "quick", bits, tmp_path, **settings)
+
+    return found
+
+
+def left(value):
+    return {"robust MAP at 8/255": [value, value + 2]}
+
+
+def test_trainings_of_one_recipe_are_one(write, trained):
+    """Seeds come in their order; other bits, data sets and radii are others."""
+    for seed, value in ((10, 5.0), (2, 1.0)):
+        write(left(value), seed=seed, attacked="robust", recipe={"seed": seed})
+    write(left(7.0), seed=2, bits=32, attacked="robust")
+    write(left(9.0), seed=3, dataset="coco", attacked="robust")
+    write(label="CgAT")
+    write({"CgA": [8.0]}, seed=4, attacked="without target", eps="1/255")
+    assert {label: sorted(each.networks) for label, each in trained().items()} == {"CSQ": [2, 10], "CgAT": [0]}
+    assert trained()["CSQ"].values("robust MAP at 8/255") == [2.0, 6.0]
+    assert trained()["CSQ"].by_query("robust MAP at 8/255") == [[1.0, 3.0], [5.0, 7.0]]
+    assert trained()["CgAT"].values("robust MAP at 8/255") == trained()["CgAT"].by_query("CgA") == []
+    assert trained(eps=1 / 255)["CSQ"].values("CgA") == [8.0]
+    assert trained(bits=64) == {}
+
+
+def test_trainings_are_compared_where_both_have_a_seed(write, trained):
+    for label, values in (("CgAT", {0: 9.0, 1: 7.0, 2: 8.0}), ("ATRDH", {0: 4.0, 1: 8.0})):
+        for seed, value in values.items():
+            write(left(value), label=label, seed=seed, attacked="robust")
+    write(label="ATRDH", seed=2)
+    one, other = trained()["CgAT"], trained()["ATRDH"]
+    assert one.less(other, "robust MAP at 8/255") == [5.0, -1.0]
+    assert other.less(one, "robust MAP at 8/255") == [-5.0, 1.0]
+    assert one.less(other, "robust MAP at 4/255") == []
+
+
+def test_trainings_that_do_not_compare_are_refused(write, trained):
+    for label, effort in (("CgAT", "standard"), ("ATRDH", "quick")):
+        write(left(4.0), label=label, attacked="robust", effort=effort)
+    with pytest.raises(runs.ResultError, match="'robust MAP at 8/255' of 'CgAT' and of 'ATRDH' had effort"):
+        trained()["CgAT"].less(trained()["ATRDH"], "robust MAP at 8/255")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "differing"),
+    [({"steps": 9, "origin": {"lr": 2.0}}, "steps"), ({"steps": 8, "origin": {"lr": 1.0}}, "origin")],
+)
+def test_one_label_of_two_recipes_is_refused(write, trained, recipe, differing):
+    """The seeds of their origins may differ."""
+    write(seed=0, recipe={"steps": 8, "origin": {"lr": 2.0, "seed": 0}})
+    write(seed=1, recipe={"steps": 8, "origin": {"lr": 2.0, "seed": 1}})
+    assert len(trained()["CSQ"].networks) == 2
+    write(seed=2, recipe={"steps": 8, "origin": {"lr": 2.0, "seed": 2}} | recipe)
+    message = f"'CSQ' with 16 bits: the recipe of seed 0 and another differ in {differing}"
+    with pytest.raises(runs.ResultError, match=message):
+        trained()

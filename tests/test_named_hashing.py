@@ -155,7 +155,7 @@ def test_official_sets_are_tuned_as_published(name, defense):
 
 
 @pytest.mark.parametrize(("name", "scale"), ELSEWHERE)
-def test_elsewhere_all_defenses_cost_the_same(name, scale):
+def test_elsewhere_all_defenses_have_as_many_updates(name, scale):
     """And differ in nothing but the defense, but for SAAT's weight of quantization."""
     made = {defense: defended_codes(name, scale, defense) for defense in DEFENSES}
     for defense, recipe in made.items():

@@ -22,9 +22,9 @@ class AttackedCodes(nn.Module):
     batch, the attack is made first, by what was known before; then both are embedded, the codes of the clean images are
     noted, and the price is told by them.
 
-    Codes are relaxed, ``u = tanh f``. Where outputs are large, tanh is flat: of trained networks, up to two fifths of
-    the images have no slope at all in float32. In mode "fixed" the inner attack looks at ``tanh(mu f)`` instead, with a
-    mu of at most 1 for each image, so that mu f has no larger root mean square than `attacks.relaxed.SPAN`.
+    Codes are relaxed, ``u = tanh f``. Where outputs are large, tanh is flat: to networks that CgAT has trained, some
+    images have no slope at all in float32. In mode "fixed" the inner attack looks at ``tanh(mu f)`` instead, with a mu
+    of at most 1 for each image, so that mu f has no larger root mean square than `attacks.relaxed.SPAN`.
 
     Args:
         search: The inner attack; published as ``PGD(8 / 255, 2 / 255, 7, random_start=True)``.

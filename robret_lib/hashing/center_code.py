@@ -42,7 +42,7 @@ def center_votes(
     weights: Weights = "binary",
     balanced: bool = True,
 ) -> Tensor:
-    """For each bit the weighted mean of the codes that share a label, less the mean of the others, ``[B, bits]``.
+    """For each bit the weighted mean of the codes that share a label, less that of the others, float64 ``[B, bits]``.
 
     Where one of the two sets is empty, the other decides alone. (CgAT's code multiplies by the number of the empty set
     and has no center then.)
@@ -56,7 +56,7 @@ def center_votes(
             where the larger set decides.
 
     Raises:
-        ValueError: No codes, or no such weights.
+        ValueError: No codes ``[N, bits]`` in {-1, +1}, or no such weights.
         DataError: No labels, of other classes than those of the codes, or not as many as codes.
     """
     check_binary("train", train_codes)
@@ -68,11 +68,11 @@ def center_votes(
 
 
 def votes_of(shared: Tensor, sums: Tensor, counts: Tensor | None = None, balanced: bool = True) -> Tensor:
-    """`center_votes` of codes, or of their sums in groups of equal labels, which are fewer.
+    """`center_votes` of codes, or of their sums in groups of equal labels, which are fewer; float64 ``[B, bits]``.
 
-    Where all who share a label count alike, sums of binary codes are whole numbers and draws exactly zero; where they
-    do not, votes below `ROUNDED` are taken for draws. The others are not summed once more: they are all codes, less
-    those that share a label.
+    Codes may be relaxed too. Where all who share a label count alike, sums of binary codes are whole numbers and draws
+    exactly zero; elsewhere, votes below `ROUNDED` are taken for draws. The others are not summed once more: they are
+    all codes, less those that share a label.
 
     Args:
         shared: How much images have in common with each group, `overlap`, ``[B, groups]``.

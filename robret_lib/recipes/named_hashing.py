@@ -93,7 +93,8 @@ INNER_ATTACK = {"eps": 8 / 255, "inner_step": 2 / 255, "inner_steps": 7}
 
 ALIKE = INNER_ATTACK | {"batch": 32, "optimizer": "adam", "lr": 1e-3, "milestones": (0.5, 0.75)}
 """Of all defenses, where this book compares them: as many updates, by one optimizer. Its rate is the best of four for
-CgAT (3e-4 and 1e-3 by Adam, 0.01 and 0.05 by SGD, on Fashion-MNIST at quick scale, one seed)."""
+CgAT (3e-4 and 1e-3 by Adam, 0.01 and 0.05 by SGD, on Fashion-MNIST at quick scale, one seed); none was sought for the
+others."""
 
 TUNING: dict[str, dict[str, object]] = {
     "fashion-mnist, quick": ALIKE | {"eps": 16 / 255, "inner_step": 4 / 255, "steps": 1_200},

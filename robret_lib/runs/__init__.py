@@ -62,6 +62,7 @@ from robret_lib.runs.parameters import (
 )
 from robret_lib.runs.provenance import hardware
 from robret_lib.runs.records import Measured, ResultError, measured
+from robret_lib.runs.trainings import Trainings, trainings
 
 __all__ = [
     "WORKFLOW",
@@ -72,6 +73,7 @@ __all__ = [
     "ResultError",
     "Rule",
     "Run",
+    "Trainings",
     "attacks_side_by_side",
     "boolean",
     "both_protocols",
@@ -100,6 +102,7 @@ __all__ = [
     "side_by_side",
     "start",
     "text",
+    "trainings",
     "with_error",
     "with_minus",
 ]

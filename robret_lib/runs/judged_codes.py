@@ -28,7 +28,7 @@ LOOKED_AT = {
 SHARED = ("eps", "n_queries", "top_k")
 """Those in which the attacks of one table must agree; of the others its rows tell."""
 
-NO_DEFENSE = {
+YOUNGER = {
     "defense": None,
     "origin": None,
     "eps": 0.0,
@@ -40,7 +40,7 @@ NO_DEFENSE = {
     "mode": "fixed",
     "augmented": True,
 }
-"""What a recipe without a defense says of it; those in result files from before there were any say nothing."""
+"""Fields of a recipe that some result files are older than, and what held for these."""
 
 AUTO_PGD = (", AutoPGD, alpha one", ", AutoPGD, alpha rising")
 """Behind the name of an attack: its loss, by our search."""
@@ -102,12 +102,14 @@ class JudgedCodes:
         Raises:
             ResultError: One of them has not been run, or they attacked other queries.
         """
-        return self._less(one, self, other, f"{self.label!r}: {one!r} and {other!r}")
+        return with_error(self._less(one, self, other, f"{self.label!r}: {one!r} and {other!r}"), signed=True)
 
     def apart_from(self, other: "JudgedCodes", attack: str) -> str:
-        """What an attack leaves of it less what the same leaves of another network, as "+3.2 ± 0.8".
+        """The mean of `less_by_query` with its error, as "+3.2 ± 0.8"; arguments and errors as there."""
+        return with_error(self.less_by_query(other, attack), signed=True)
 
-        Each query is compared with itself.
+    def less_by_query(self, other: "JudgedCodes", attack: str) -> list[float]:
+        """Of each query, what an attack leaves of it less what the same leaves of another network.
 
         Args:
             other: The other network.
@@ -122,11 +124,11 @@ class JudgedCodes:
         _check_attacked(self, other, attack)
         return apart
 
-    def _less(self, one: str, network: "JudgedCodes", other: str, both: str) -> str:
+    def _less(self, one: str, network: "JudgedCodes", other: str, both: str) -> list[float]:
         mine, its = self._of_query(one), network._of_query(other)
         if self.asked[one] != network.asked[other] or len(mine) != len(its):
             raise ResultError(f"{both} attacked other queries: judge one anew")
-        return with_error((a - b for a, b in zip(mine, its, strict=True)), signed=True)
+        return [a - b for a, b in zip(mine, its, strict=True)]
 
     def _of_query(self, attack: str) -> list[float]:
         of_query = self.details["of_query"]
@@ -261,7 +263,7 @@ def _first(record: dict[str, Any]) -> JudgedCodes:
 def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
     """A recipe, and its origin, with the fields that are younger than its file."""
     origin = recipe.get("origin")
-    return NO_DEFENSE | recipe | {"origin": _completed(origin) if origin else None}
+    return YOUNGER | recipe | {"origin": _completed(origin) if origin else None}
 
 
 def _looked_at(given: dict[str, Any]) -> dict[str, Any]:
