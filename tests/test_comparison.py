@@ -231,6 +231,7 @@ def test_a_mean_is_told_with_its_standard_error():
     assert runs.with_error(torch.tensor([-1.0, -2.0, -3.0]), signed=True) == "−2.0 ± 0.6"
     assert runs.with_error([1.0, 2.0, 3.0], digits=0, signed=True) == "+2 ± 1"
     assert runs.with_error(torch.tensor([2.5])) == "2.5"
+    assert (runs.with_error([-0.04]), runs.with_error([-0.04], signed=True)) == ("0.0", "+0.0")
     with pytest.raises(ValueError, match="no values"):
         runs.with_error([])
 

@@ -192,7 +192,8 @@ def with_error(values: Iterable[SupportsFloat], digits: int = 1, signed: bool = 
     numbers = [float(value) for value in values]
     if not numbers:
         raise ValueError("with_error got no values; the mean of nothing is not defined.")
-    mean = with_minus(f"{statistics.fmean(numbers):{'+' if signed else ''}.{digits}f}")
+    rounded = round(statistics.fmean(numbers), digits) + 0.0  # no minus before a zero
+    mean = with_minus(f"{rounded:{'+' if signed else ''}.{digits}f}")
     if len(numbers) == 1:
         return mean
     return f"{mean} ± {statistics.stdev(numbers) / math.sqrt(len(numbers)):.{digits}f}"
