@@ -236,6 +236,14 @@ def test_a_mean_is_told_with_its_standard_error():
         runs.with_error([])
 
 
+def test_a_mean_over_trainings_is_told_with_their_standard_deviation():
+    assert runs.with_deviation([1.0, 2.0, 3.0], digits=2) == "2.00 ± 1.00"
+    assert runs.with_deviation([-0.06, 0.02], signed=True) == "+0.0 ± 0.1"
+    assert runs.with_deviation([-2.5]) == "−2.5"
+    with pytest.raises(ValueError, match="no values"):
+        runs.with_deviation([])
+
+
 def test_minus_signs_are_those_of_numbers_and_names_not_hyphens():
     assert runs.with_minus("CA-") == "CA−"
     assert runs.with_minus("CA-: -0.1 and H[S,-1/2], CA-TRIDE -") == "CA−: −0.1 and H[S,−1/2], CA-TRIDE −"

@@ -88,10 +88,10 @@ def for_codes(name: str, scale: str, **changes: object) -> HashRecipe:
     return replace(undefended, **(source | changes))
 
 
-INNER_ATTACK = {"eps": 8 / 255, "inner_step": 2 / 255, "inner_steps": 7}
+ATTACK_IN_TUNING = {"eps": 8 / 255, "inner_step": 2 / 255, "inner_steps": 7}
 """As published by all three; in pixel units."""
 
-ALIKE = INNER_ATTACK | {"batch": 32, "optimizer": "adam", "lr": 1e-3, "milestones": (0.5, 0.75)}
+ALIKE = ATTACK_IN_TUNING | {"batch": 32, "optimizer": "adam", "lr": 1e-3, "milestones": (0.5, 0.75)}
 """Of all defenses, where this book compares them: as many updates, by one optimizer. Its rate is the best of four for
 CgAT (3e-4 and 1e-3 by Adam, 0.01 and 0.05 by SGD, on Fashion-MNIST at quick scale, one seed); none was sought for the
 others."""
@@ -139,7 +139,7 @@ def defended_codes(
     origin = undefended if origin is None else origin
     name = official_name(name)
     if name in OFFICIAL_CODES:
-        settings = INNER_ATTACK | {"batch": 32, "milestones": (0.5, 0.75)}
+        settings = ATTACK_IN_TUNING | {"batch": 32, "milestones": (0.5, 0.75)}
         settings |= PUBLISHED_TUNING.get(defense, PUBLISHED_TUNING["cgat"])
         settings["steps"] = settings.pop("passes") * BATCHES_OF_32[name]
     else:

@@ -30,6 +30,7 @@ from robret_lib.runs.comparison import (
     expected,
     half_interval,
     results,
+    with_deviation,
     with_error,
     with_minus,
 )
@@ -103,6 +104,7 @@ __all__ = [
     "start",
     "text",
     "trainings",
+    "with_deviation",
     "with_error",
     "with_minus",
 ]

@@ -189,14 +189,29 @@ def with_error(values: Iterable[SupportsFloat], digits: int = 1, signed: bool = 
     Raises:
         ValueError: where there is no value.
     """
-    numbers = [float(value) for value in values]
+    return _mean_in_words([float(value) for value in values], digits, signed, of_mean=True)
+
+
+def with_deviation(values: Iterable[SupportsFloat], digits: int = 1, signed: bool = False) -> str:
+    """Mean and standard deviation in words, as `with_error` has the standard error: how far trainings differ.
+
+    Args:
+        values: one number for each training.
+        digits, signed: see `with_error`; errors as well.
+    """
+    return _mean_in_words([float(value) for value in values], digits, signed, of_mean=False)
+
+
+def _mean_in_words(numbers: Sequence[float], digits: int, signed: bool, of_mean: bool) -> str:
+    """With the standard deviation of the mean, or of one number."""
     if not numbers:
-        raise ValueError("with_error got no values; the mean of nothing is not defined.")
+        raise ValueError("Got no values; the mean of nothing is not defined.")
     rounded = round(statistics.fmean(numbers), digits) + 0.0  # no minus before a zero
     mean = with_minus(f"{rounded:{'+' if signed else ''}.{digits}f}")
     if len(numbers) == 1:
         return mean
-    return f"{mean} ± {statistics.stdev(numbers) / math.sqrt(len(numbers)):.{digits}f}"
+    spread = statistics.stdev(numbers) / (math.sqrt(len(numbers)) if of_mean else 1)
+    return f"{mean} ± {spread:.{digits}f}"
 
 
 def half_interval(values: Iterable[SupportsFloat]) -> float:

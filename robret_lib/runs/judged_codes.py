@@ -170,8 +170,14 @@ def judged_codes(
         ResultError: Two runs of one network have different recipes or protocols, attack other queries or at other
             depths, aim at different targets, or say different things of one metric; or no run has such a parameter.
     """
+    return judged_in(results(JUDGE, folder, scale), dataset, eps, **settings)
+
+
+def judged_in(
+    records: Sequence[Mapping[str, Any]], dataset: str, eps: float = PUBLISHED_EPS, **settings: object
+) -> list[JudgedCodes]:
+    """As `judged_codes`, of result files that have been read."""
     found: dict[tuple[str, int], JudgedCodes] = {}
-    records = results(JUDGE, folder, scale)
     known = {name for record in records for name in record["parameters"]}
     if unknown := [name for name, value in settings.items() if value is not None and records and name not in known]:
         raise ResultError(f"no run has a parameter {', '.join(unknown)}: expected some of {', '.join(sorted(known))}")

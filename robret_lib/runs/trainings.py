@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from robret_lib.runs.comparison import results
-from robret_lib.runs.judged_codes import JUDGE, PUBLISHED_EPS, JudgedCodes, judged_codes, of_bits
+from robret_lib.runs.judged_codes import JUDGE, PUBLISHED_EPS, JudgedCodes, judged_in, of_bits
 from robret_lib.runs.records import ResultError
 
 
@@ -57,10 +57,11 @@ def trainings(
     Raises:
         ResultError: Two networks of one label differ in more than their seeds.
     """
-    seeds = {record["seed"] for record in results(JUDGE, folder, scale) if record["parameters"]["dataset"] == dataset}
+    records = results(JUDGE, folder, scale)
+    seeds = {record["seed"] for record in records if record["parameters"]["dataset"] == dataset}
     found: dict[str, dict[int, JudgedCodes]] = defaultdict(dict)
     for seed in sorted(seeds):
-        for network in of_bits(judged_codes(dataset, scale, folder, eps, seed=seed), bits):
+        for network in of_bits(judged_in(records, dataset, eps, seed=seed), bits):
             _check_recipe(network, found[network.label])
             found[network.label][seed] = network
     return {label: Trainings(label, found[label]) for label in sorted(found)}
