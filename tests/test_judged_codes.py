@@ -391,6 +391,46 @@ def test_without_one_of_the_searches_it_is_not_known_which_is_the_strongest(writ
     assert only().told("CgA, any search") == "not run"
 
 
+SUITE = {"robust MAP at 4/255": [0.0, 0.0], "robust MAP at 8/255": [4.0, 1.0]}
+
+
+def test_any_attack_is_of_each_query_what_the_strongest_leaves(write, only):
+    """3 by a loss and 1 by the suite at the same radius; what has a target does not count, nor a loss of one search."""
+    aimed = {name.replace("CgA", "DHTA"): [0.0, 0.0] for name in BY_SEARCH}
+    write(BY_SEARCH | {"HAG": [0.0, 0.0]}, attacked="without target")
+    write(aimed, attacked="with target")
+    write(SUITE, attacked="robust")
+    assert only().told("any attack") == "2.0 ± 1.0"
+    assert only().less("any attack", "robust MAP at 8/255") == "\N{MINUS SIGN}0.5 ± 0.5"
+
+
+@pytest.mark.parametrize("others", [{"eps": "16/255"}, {"asked": "2e"}])
+def test_attacks_at_other_radii_or_on_other_queries_are_not_weighed_against_the_suite(write, judged, others):
+    write(BY_SEARCH, attacked="without target", **others)
+    write(SUITE, attacked="robust")
+    (network,) = judged(eps=16 / 255 if "eps" in others else 8 / 255)
+    assert network.told("CgA, any search") == "2.5 ± 0.5"
+    assert network.told("any attack") == "not run"
+
+
+@pytest.mark.parametrize("run", [(BY_SEARCH, "without target"), (SUITE, "robust")])
+def test_without_the_suite_or_without_single_losses_no_attack_is_the_strongest_of_all(write, only, run):
+    write(run[0], attacked=run[1])
+    assert only().told("any attack") == "not run"
+
+
+def test_any_attack_was_run_alike_where_each_was(write, judged):
+    for label, steps, effort in (("a", 100, "standard"), ("b", 7, "standard"), ("c", 100, "high")):
+        write(BY_SEARCH, label=label, attacked="without target", steps=steps)
+        write(SUITE, label=label, attacked="robust", effort=effort)
+    one, *others = judged()
+    for other, differing in zip(
+        others, ("steps of CgA 100 and 7", "effort of the suite standard and high"), strict=True
+    ):
+        with pytest.raises(runs.ResultError, match=f"had {differing}: judge one anew"):
+            one.apart_from(other, "any attack")
+
+
 def test_the_attacks_with_a_target_are_those_that_are_published():
     published = with_target(torch.zeros(1, 2), 8, prototypes=nn.Identity())
     assert sorted(WITH_TARGET) == sorted(published)

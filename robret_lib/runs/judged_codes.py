@@ -63,6 +63,10 @@ PORTED = ", ported"
 
 ROBUST = "robust MAP at "
 
+ANY_ATTACK = "any attack"
+"""Of each query what the strongest attack without a target leaves: by any loss and any search, and by the suite of
+robust MAP at the same radius, which has more losses and fewer steps. Made where both were run, on the same queries."""
+
 
 @dataclass(frozen=True)
 class JudgedCodes:
@@ -189,7 +193,7 @@ def judged_in(
             continue
         key = given["label"], given["bits"]
         found[key] = _joined(found[key], record) if key in found else _first(record)
-    return [_with_any_search(found[key]) for key in sorted(found)]
+    return [_with_any_attack(_with_any_search(found[key])) for key in sorted(found)]
 
 
 def of_bits(networks: Iterable[JudgedCodes], bits: int) -> list[JudgedCodes]:
@@ -330,6 +334,26 @@ def _with_any_search(network: JudgedCodes) -> JudgedCodes:
     )
 
 
+def _with_any_attack(network: JudgedCodes) -> JudgedCodes:
+    """The network with what the strongest attack leaves, see `ANY_ATTACK`."""
+    of_query, suite = network.details["of_query"], f"{ROBUST}{255 * network.parameters.get('eps', 0):g}/255"
+    names = [suite, *(loss + ANY_SEARCH for loss in _without_target(network) if loss + ANY_SEARCH in of_query)]
+    if suite not in of_query or len(names) == 1 or len({network.asked[name] for name in names}) > 1:
+        return network
+    least = [min(values) for values in zip(*map(of_query.get, names), strict=True)]
+    return replace(
+        network,
+        metrics=network.metrics | {ANY_ATTACK: _mean(least)},
+        details=network.details | {"of_query": of_query | {ANY_ATTACK: least}},
+        asked=network.asked | {ANY_ATTACK: network.asked[suite]},
+    )
+
+
+def _without_target(network: JudgedCodes) -> list[str]:
+    """The losses without a target by which it was attacked."""
+    return [loss for loss in network.details["steps"] if loss not in WITH_TARGET]
+
+
 def _mean(values: Sequence[float]) -> dict[str, Any]:
     """A metric of values, one for each query, as in a result file."""
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
@@ -360,6 +384,11 @@ def _check_attacked(one: JudgedCodes, other: JudgedCodes, attack: str) -> None:
 
 def _how(network: JudgedCodes, attack: str) -> dict[str, Any]:
     """What decides how an attack was run, besides the queries; the most steps are told by those that it took."""
+    if attack == ANY_ATTACK:
+        parts = {"the suite": ROBUST} | {loss: loss for loss in _without_target(network)}
+        return {
+            f"{name} of {told}": value for told, part in parts.items() for name, value in _how(network, part).items()
+        }
     loss = attack
     for search in (ANY_SEARCH, *AUTO_PGD):
         loss = loss.removesuffix(search)
