@@ -61,7 +61,7 @@ def test_the_loss_is_the_slow_one(mode, dropout):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_by_the_weights_of_the_first_commits_it_is_the_slow_one(mode):
+def test_by_jaccard_weights_it_is_the_slow_one(mode):
     def jaccard(one, other):
         return (one * other).sum() / ((one + other) > 0).sum()
 

@@ -34,7 +34,7 @@ def always_more(one, other, metric):
     return min(apart) > 0
 
 
-@pytest.mark.parametrize("attack", [*SEARCHED, *(f"{name}, any search" for name in WITHOUT)])
+@pytest.mark.parametrize("attack", ["any attack", *SEARCHED, *(f"{name}, any search" for name in WITHOUT)])
 @pytest.mark.parametrize("defense", DEFENSES)
 def test_the_worst_training_with_a_defense_keeps_more_than_the_best_without(quick, defense, attack):
     assert min(quick[defense].values(attack)) > max(quick["no defense"].values(attack))
@@ -52,7 +52,7 @@ def test_robust_map_is_above_that_of_no_defense_from_the_radius_of_training_on(q
         assert min(quick[defense].values(metric)) > max(quick["no defense"].values(metric))
 
 
-@pytest.mark.parametrize("attack", [FAR, *SEARCHED, *(f"{name}, any search" for name in WITHOUT)])
+@pytest.mark.parametrize("attack", [FAR, "any attack", *SEARCHED, *(f"{name}, any search" for name in WITHOUT)])
 def test_beyond_the_radius_of_training_centers_guide_better_than_targets(quick, attack):
     """By any search, and by those of the authors."""
     assert always_more(quick["CgAT"], quick["ATRDH"], attack)
@@ -70,15 +70,14 @@ def at_training():
 
 @pytest.mark.parametrize("loss", WITHOUT)
 def test_at_the_radius_of_training_centers_and_targets_are_level(at_training, loss):
-    """By the best searches trainings differ by more than the two; by those of the authors CgAT is no more ahead."""
+    """Within two points by the best searches; by those of the authors CgAT is no more ahead."""
     by_any = at_training["CgAT"].less(at_training["ATRDH"], f"{loss}, any search")
-    assert len(by_any) == 3 and abs(fmean(by_any)) < 1.5 * stdev(by_any)
-    assert not always_more(at_training["CgAT"], at_training["ATRDH"], loss)
+    assert len(by_any) == 3 and abs(fmean(by_any)) < 2
+    assert fmean(at_training["CgAT"].less(at_training["ATRDH"], loss)) < 0
 
 
 def test_at_the_radius_of_training_robust_map_is_level(quick):
-    apart = quick["CgAT"].less(quick["ATRDH"], ROBUST[2])
-    assert abs(fmean(apart)) < stdev(apart)
+    assert all(abs(apart) < 2 for apart in quick["CgAT"].less(quick["ATRDH"], ROBUST[2]))
 
 
 @pytest.mark.parametrize("metric", [*NEAR, "HAG"])
@@ -108,6 +107,13 @@ def test_pairs_are_ahead_of_centers_up_to_the_radius_of_training(quick, metric):
     assert always_more(quick["pairs"], quick["CgAT"], metric)
 
 
+@pytest.mark.parametrize("metric", [*NEAR, ROBUST[2]])
+def test_learned_prototypes_are_ahead_of_centers_up_to_the_radius_of_training(quick, metric):
+    """And beyond it level: the closed form makes nothing more robust."""
+    assert always_more(quick["prototypes"], quick["CgAT"], metric)
+    assert all(abs(apart) < 2 for apart in quick["prototypes"].less(quick["CgAT"], FAR))
+
+
 def test_a_mainstay_code_of_single_labels_is_a_center_code(quick):
     """So SAAT is CgAT but for a term of weight 1e-4, and for what that does to a training."""
     for metric in ROBUST:
@@ -131,13 +137,18 @@ def test_fewer_inner_steps_cost_only_beyond_the_radius_of_training(quick):
 
 
 @pytest.mark.parametrize("label", LABELS)
-def test_robust_map_falls_with_the_radius_and_none_leaves_less_than_it(quick, label):
-    """Of the attacks without a target all but soft precision are weaker on average; none is much stronger."""
+def test_robust_map_falls_with_the_radius_and_no_published_search_leaves_much_less(quick, label):
     for network in quick[label].networks.values():
         left = [network.metrics[name]["value"] for name in ("benign", *ROBUST)]
         assert left == sorted(left, reverse=True)
         published = [network.metrics[name]["value"] for name in WITHOUT if name in network.metrics]
         assert all(value > left[-1] - 1 for value in published)
+
+
+@pytest.mark.parametrize("label", ["no defense", *DEFENSES])
+def test_longer_searches_beside_the_suite_take_up_to_two_points_more(quick, label):
+    apart = zip(*(quick[label].values(metric) for metric in (FAR, "any attack")), strict=True)
+    assert all(0 < by_suite - by_all < 2 for by_suite, by_all in apart)
 
 
 def test_by_csq_centers_do_far_better_than_pairs_and_targets_nothing(quick):
@@ -151,9 +162,9 @@ def test_by_csq_centers_do_far_better_than_pairs_and_targets_nothing(quick):
 
 @pytest.mark.parametrize("metric", ["benign", *ROBUST])
 def test_as_released_centers_leave_as_much(quick, metric):
-    """In mode reference; trainings differ by more."""
+    """In mode reference, within two points."""
     apart = quick["CgAT, as released"].less(quick["CgAT"], metric)
-    assert len(apart) == 3 and abs(fmean(apart)) < stdev(quick["CgAT"].values(metric)) + stdev(apart)
+    assert len(apart) == 3 and all(abs(each) < 2.1 for each in apart)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from robret_lib.hamming.codes import check_binary
 
 Weights = Literal["binary", "jaccard", "cosine"]
 """How much a code that shares labels counts: all alike (CgAT as released); the share of labels in common, among those
-of either (its first commits); the cosine of the label vectors (SAAT)."""
+of either (its first commits, which also had sums in the place of means); the cosine of the label vectors (SAAT)."""
 
 
 ROUNDED = 1e-12
