@@ -19,6 +19,9 @@ class PrototypeTargeted(PairGuided):
     published code has an optimizer for each, and learns of the labels it attacks towards. (Wang et al., "Targeted
     Attack and Defense for Deep Hashing", SIGIR 2021; the authors' code.)
 
+    In mode "fixed" recipes fit the prototypes to the known codes before the first step (`recipes.hash_defense`); in
+    "reference" they begin with nothing learned.
+
     As published, and in mode "reference", pairs are compared with codes of zeros until a batch has held them. There
     prototypes learn of what has been seen alone; the published code has the codes of the original network for the rest.
 
