@@ -214,3 +214,61 @@ def test_center_codes_of_all_lengths_keep_about_as_much(full, bits):
     (other,) = (network for network in of_length if network.label == "CgAT")
     for metric in ROBUST:
         assert abs(other.metrics[metric]["value"] - full["CgAT"].metrics[metric]["value"]) < 4
+
+
+COCO = "coco18_multilabel_96px.npz"
+NARROW = [f"robust MAP at {level}/255" for level in (1, 2, 4)]
+OF_MANY_LABELS = [*(f"{name}, any search" for name in WITHOUT), "any attack", *NARROW]
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    """By label, the networks of coco18 by CSQ with 32 bits; attacks are at 1/255."""
+    return {network.label: network for network in runs.of_bits(runs.judged_codes(COCO, eps=1 / 255), 32)}
+
+
+@pytest.mark.parametrize("attack", OF_MANY_LABELS)
+@pytest.mark.parametrize("defense", ["CgAT", "SAAT"])
+def test_on_photographs_by_csq_centers_keep_more_than_targets_and_than_no_defense(photographs, defense, attack):
+    for other in ("ATRDH", "no defense"):
+        assert surely_more(photographs[defense], photographs[other], attack)
+
+
+@pytest.mark.parametrize("attack", [f"{name}, any search" for name in WITH])
+@pytest.mark.parametrize("defense", ["CgAT", "SAAT"])
+def test_on_photographs_attacks_with_a_target_reach_less_of_centers(photographs, defense, attack):
+    for other in ("ATRDH", "no defense"):
+        assert surely_more(photographs[other], photographs[defense], attack)
+
+
+@pytest.mark.parametrize("attack", OF_MANY_LABELS)
+def test_on_photographs_targets_keep_hardly_more_than_no_defense(photographs, attack):
+    apart = fmean(photographs["ATRDH"].less_by_query(photographs["no defense"], attack))
+    assert (0 < apart < 2.5) if attack not in NARROW[1:] else abs(apart) < 0.5
+
+
+@pytest.mark.parametrize("metric", NARROW)
+def test_on_photographs_it_is_all_the_same_how_much_labels_weigh(photographs, metric):
+    """Images have several labels, so that mainstay codes differ from center codes."""
+    assert abs(fmean(photographs["SAAT"].less_by_query(photographs["CgAT"], metric))) < 0.5
+
+
+def test_on_photographs_centers_cost_a_point_without_an_attack(photographs):
+    apart = photographs["CgAT"].less_by_query(photographs["ATRDH"], "benign")
+    assert -2 < fmean(apart) < 0
+
+
+@pytest.fixture(scope="module")
+def collapsed():
+    """coco18 by DPH, where CgAT has given all images one code; attacked at 8/255."""
+    judged = runs.of_bits(runs.judged_codes(COCO, eps=8 / 255), 64)
+    return next(network for network in judged if network.label == "CgAT")
+
+
+@pytest.mark.parametrize("loss", WITHOUT)
+def test_who_has_one_code_for_all_cannot_be_attacked(collapsed, loss):
+    """MAP is that of a random order, 41.9 for these queries."""
+    assert collapsed.details["history"][-1]["spread"] < 0.01
+    assert 41.5 < collapsed.metrics["benign"]["value"] < 42.5
+    left = collapsed.metrics[f"{loss}, any search"]["value"]
+    assert abs(left - collapsed.metrics["benign"]["value"]) < 0.1
