@@ -272,3 +272,13 @@ def test_who_has_one_code_for_all_cannot_be_attacked(collapsed, loss):
     assert 41.5 < collapsed.metrics["benign"]["value"] < 42.5
     left = collapsed.metrics[f"{loss}, any search"]["value"]
     assert abs(left - collapsed.metrics["benign"]["value"]) < 0.1
+
+
+def test_by_dph_centers_draw_the_codes_of_photographs_together_and_targets_do_not():
+    """So that the worse network has the larger robust MAP; MAP is of all 1,000 queries, of which chance is 41."""
+    judged = {network.label: network for network in runs.of_bits(runs.judged_codes(COCO, eps=1 / 255), 32)}
+    none, targets, centers = (judged[f"DPH, {name}"] for name in ("no defense", "ATRDH", "CgAT"))
+    spread = {network.label: network.details["history"][-1]["spread"] for network in judged.values()}
+    assert spread["DPH, CgAT"] < 0.4 < 0.85 < min(spread[f"DPH, ATRDH{told}"] for told in ("", ", 8/255"))
+    assert centers.metrics["MAP@all"]["value"] < 46 < 58 < min(n.metrics["MAP@all"]["value"] for n in (none, targets))
+    assert all(surely_more(centers, targets, metric) for metric in NARROW)
