@@ -167,6 +167,21 @@ def test_as_released_centers_leave_as_much(quick, metric):
     assert len(apart) == 3 and all(abs(each) < 2.1 for each in apart)
 
 
+@pytest.mark.parametrize("method", ["", "CSQ, "])
+@pytest.mark.parametrize("rate", ["3e-4", "1e-4"])
+def test_at_lower_rates_targets_leave_less_at_the_largest_radius(quick, method, rate):
+    """And far less than centers at theirs, so that the rate does not explain what is between them."""
+    lower, own, centers = (quick[method + told] for told in (f"ATRDH, rate {rate}", "ATRDH", "CgAT"))
+    assert always_more(own, lower, FAR)
+    assert min(centers.less(lower, FAR)) > 8
+
+
+@pytest.mark.parametrize("metric", ["benign", *ROBUST])
+def test_as_much_time_as_targets_take_changes_little_of_centers(quick, metric):
+    (apart,) = quick["CgAT, a third more updates"].less(quick["CgAT"], metric)
+    assert abs(apart) < 1
+
+
 @pytest.fixture(scope="module")
 def of_lengths(quick):
     """As `quick`, with 32 bits and with others, of which there is one training each."""
