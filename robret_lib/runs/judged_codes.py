@@ -337,7 +337,7 @@ def _with_any_search(network: JudgedCodes) -> JudgedCodes:
 def _with_any_attack(network: JudgedCodes) -> JudgedCodes:
     """The network with what the strongest attack leaves, see `ANY_ATTACK`."""
     of_query, suite = network.details["of_query"], f"{ROBUST}{255 * network.parameters.get('eps', 0):g}/255"
-    names = [suite, *(loss + ANY_SEARCH for loss in _without_target(network) if loss + ANY_SEARCH in of_query)]
+    names = [suite, *(loss + ANY_SEARCH for loss in _without_target(network))]
     if suite not in of_query or len(names) == 1 or len({network.asked[name] for name in names}) > 1:
         return network
     least = [min(values) for values in zip(*map(of_query.get, names), strict=True)]
@@ -350,8 +350,9 @@ def _with_any_attack(network: JudgedCodes) -> JudgedCodes:
 
 
 def _without_target(network: JudgedCodes) -> list[str]:
-    """The losses without a target by which it was attacked."""
-    return [loss for loss in network.details["steps"] if loss not in WITH_TARGET]
+    """The losses without a target by which it was attacked by all searches."""
+    searched = [loss for loss in network.details["steps"] if loss + ANY_SEARCH in network.details["of_query"]]
+    return [loss for loss in searched if loss not in WITH_TARGET]
 
 
 def _mean(values: Sequence[float]) -> dict[str, Any]:
@@ -376,8 +377,8 @@ def _check_compared(networks: Sequence[JudgedCodes], names: Sequence[str]) -> No
 def _check_attacked(one: JudgedCodes, other: JudgedCodes, attack: str) -> None:
     """Raise a ResultError unless one attack was run alike on two networks."""
     mine, its = (_how(network, attack) for network in (one, other))
-    for name in mine.keys() & its.keys():
-        if mine[name] != its[name]:
+    for name in mine:
+        if name in its and mine[name] != its[name]:
             both = f"{attack!r} of {one.label!r} and of {other.label!r}"
             raise ResultError(f"{both} had {name} {mine[name]} and {its[name]}: judge one anew")
 
