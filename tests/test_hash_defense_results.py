@@ -223,6 +223,19 @@ def test_at_full_scale_centers_guide_better_than_targets_from_the_radius_of_trai
     assert all(surely_more(full["ATRDH"], full["CgAT"], metric) for metric in NEAR[:2])
 
 
+@pytest.fixture(scope="module")
+def full_at_training():
+    """As `full`, attacked within the radius of training, as in print."""
+    return {network.label: network for network in runs.of_bits(runs.judged_codes("fashion-mnist", eps=16 / 255), 32)}
+
+
+@pytest.mark.parametrize("attack", [*SEARCHED, *(f"{name}, any search" for name in WITHOUT)])
+def test_at_full_scale_the_published_order_shows_at_the_radius_of_training(full_at_training, attack):
+    """By the searches of the authors and by any."""
+    assert surely_more(full_at_training["CgAT"], full_at_training["ATRDH"], attack)
+    assert surely_more(full_at_training["ATRDH"], full_at_training["no defense"], attack)
+
+
 @pytest.mark.parametrize("bits", [16, 48, 64])
 def test_center_codes_of_all_lengths_keep_about_as_much(full, bits):
     of_length = runs.of_bits(runs.judged_codes("fashion-mnist"), bits)
