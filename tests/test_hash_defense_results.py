@@ -11,6 +11,7 @@ DEFENSES = ("ATRDH", "CgAT", "SAAT")
 WITHOUT = ["own code", "HAG", "SDHA", "CgA", "CgA, mean", "SAAT", "soft precision"]
 WITH = ["SDHA, targeted", "P2P", "DHTA", "THA", "SAAT, targeted", "SAAT, targeted, symmetric", "PTA"]
 WITH += ["collision", "collision, mean"]
+ANY_SEARCH = [f"{name}, any search" for name in WITHOUT]
 SEARCHED = [name for name in WITHOUT if name != "HAG"]
 """By their own searches; HAG's needs its 2,000 steps, and was cut to 50."""
 LEVELS = (4, 8, 16, 28)
@@ -34,7 +35,7 @@ def always_more(one, other, metric):
     return min(apart) > 0
 
 
-@pytest.mark.parametrize("attack", ["any attack", *SEARCHED, *(f"{name}, any search" for name in WITHOUT)])
+@pytest.mark.parametrize("attack", ["any attack", *SEARCHED, *ANY_SEARCH])
 @pytest.mark.parametrize("defense", DEFENSES)
 def test_the_worst_training_with_a_defense_keeps_more_than_the_best_without(quick, defense, attack):
     assert min(quick[defense].values(attack)) > max(quick["no defense"].values(attack))
@@ -52,7 +53,7 @@ def test_robust_map_is_above_that_of_no_defense_from_the_radius_of_training_on(q
         assert min(quick[defense].values(metric)) > max(quick["no defense"].values(metric))
 
 
-@pytest.mark.parametrize("attack", [FAR, "any attack", *SEARCHED, *(f"{name}, any search" for name in WITHOUT)])
+@pytest.mark.parametrize("attack", [FAR, "any attack", *SEARCHED, *ANY_SEARCH])
 def test_beyond_the_radius_of_training_centers_guide_better_than_targets(quick, attack):
     """By any search, and by those of the authors."""
     assert always_more(quick["CgAT"], quick["ATRDH"], attack)
@@ -72,12 +73,13 @@ def at_training():
 def test_at_the_radius_of_training_centers_and_targets_are_level(at_training, loss):
     """Within two points by the best searches; by those of the authors CgAT is no more ahead."""
     by_any = at_training["CgAT"].less(at_training["ATRDH"], f"{loss}, any search")
-    assert len(by_any) == 3 and abs(fmean(by_any)) < 2
+    assert len(by_any) == 3 and abs(fmean(by_any)) < min(2, 1.5 * stdev(by_any))
     assert fmean(at_training["CgAT"].less(at_training["ATRDH"], loss)) < 0
 
 
 def test_at_the_radius_of_training_robust_map_is_level(quick):
-    assert all(abs(apart) < 2 for apart in quick["CgAT"].less(quick["ATRDH"], ROBUST[2]))
+    apart = quick["CgAT"].less(quick["ATRDH"], ROBUST[2])
+    assert abs(fmean(apart)) < stdev(apart) and all(abs(each) < 2 for each in apart)
 
 
 @pytest.mark.parametrize("metric", [*NEAR, "HAG"])
@@ -162,9 +164,10 @@ def test_by_csq_centers_do_far_better_than_pairs_and_targets_nothing(quick):
 
 @pytest.mark.parametrize("metric", ["benign", *ROBUST])
 def test_as_released_centers_leave_as_much(quick, metric):
-    """In mode reference, within two points."""
+    """In mode reference, within two points, and by no more than trainings differ."""
     apart = quick["CgAT, as released"].less(quick["CgAT"], metric)
     assert len(apart) == 3 and all(abs(each) < 2.1 for each in apart)
+    assert abs(fmean(apart)) < stdev(quick["CgAT"].values(metric)) + stdev(apart)
 
 
 @pytest.mark.parametrize("method", ["", "CSQ, "])
@@ -194,10 +197,15 @@ def test_longer_codes_change_little(of_lengths, label, metric):
     assert max(values) - min(values) < 4
 
 
+def of_32_bits(dataset, eps=8 / 255):
+    """By label, its networks at full scale."""
+    return {network.label: network for network in runs.of_bits(runs.judged_codes(dataset, eps=eps), 32)}
+
+
 @pytest.fixture(scope="module")
 def full():
     """By label, the networks of Fashion-MNIST with 32 bits; attacks are at 8/255."""
-    return {network.label: network for network in runs.of_bits(runs.judged_codes("fashion-mnist"), 32)}
+    return of_32_bits("fashion-mnist")
 
 
 def surely_more(one, other, attack):
@@ -206,7 +214,7 @@ def surely_more(one, other, attack):
     return fmean(apart) > 3 * stdev(apart) / len(apart) ** 0.5
 
 
-@pytest.mark.parametrize("attack", [*(f"{name}, any search" for name in WITHOUT), *ROBUST[1:]])
+@pytest.mark.parametrize("attack", [*ANY_SEARCH, *ROBUST[1:]])
 @pytest.mark.parametrize("defense", DEFENSES)
 def test_at_full_scale_each_defense_keeps_more_under_every_attack(full, defense, attack):
     assert surely_more(full[defense], full["no defense"], attack)
@@ -226,10 +234,10 @@ def test_at_full_scale_centers_guide_better_than_targets_from_the_radius_of_trai
 @pytest.fixture(scope="module")
 def full_at_training():
     """As `full`, attacked within the radius of training, as in print."""
-    return {network.label: network for network in runs.of_bits(runs.judged_codes("fashion-mnist", eps=16 / 255), 32)}
+    return of_32_bits("fashion-mnist", eps=16 / 255)
 
 
-@pytest.mark.parametrize("attack", [*SEARCHED, *(f"{name}, any search" for name in WITHOUT)])
+@pytest.mark.parametrize("attack", [*SEARCHED, *ANY_SEARCH])
 def test_at_full_scale_the_published_order_shows_at_the_radius_of_training(full_at_training, attack):
     """By the searches of the authors and by any."""
     assert surely_more(full_at_training["CgAT"], full_at_training["ATRDH"], attack)
@@ -246,13 +254,13 @@ def test_center_codes_of_all_lengths_keep_about_as_much(full, bits):
 
 COCO = "coco18_multilabel_96px.npz"
 NARROW = [f"robust MAP at {level}/255" for level in (1, 2, 4)]
-OF_MANY_LABELS = [*(f"{name}, any search" for name in WITHOUT), "any attack", *NARROW]
+OF_MANY_LABELS = [*ANY_SEARCH, "any attack", *NARROW]
 
 
 @pytest.fixture(scope="module")
 def photographs():
-    """By label, the networks of coco18 by CSQ with 32 bits; attacks are at 1/255."""
-    return {network.label: network for network in runs.of_bits(runs.judged_codes(COCO, eps=1 / 255), 32)}
+    """By label, the networks of coco18 with 32 bits, by CSQ where it says nothing else; attacks are at 1/255."""
+    return of_32_bits(COCO, eps=1 / 255)
 
 
 @pytest.mark.parametrize("attack", OF_MANY_LABELS)
@@ -302,11 +310,10 @@ def test_who_has_one_code_for_all_cannot_be_attacked(collapsed, loss):
     assert abs(left - collapsed.metrics["benign"]["value"]) < 0.1
 
 
-def test_by_dph_centers_draw_the_codes_of_photographs_together_and_targets_do_not():
+def test_by_dph_centers_draw_the_codes_of_photographs_together_and_targets_do_not(photographs):
     """So that the worse network has the larger robust MAP; MAP is of all 1,000 queries, of which chance is 41."""
-    judged = {network.label: network for network in runs.of_bits(runs.judged_codes(COCO, eps=1 / 255), 32)}
-    none, targets, centers = (judged[f"DPH, {name}"] for name in ("no defense", "ATRDH", "CgAT"))
-    spread = {network.label: network.details["history"][-1]["spread"] for network in judged.values()}
+    none, targets, centers = (photographs[f"DPH, {name}"] for name in ("no defense", "ATRDH", "CgAT"))
+    spread = {network.label: network.details["history"][-1]["spread"] for network in photographs.values()}
     assert spread["DPH, CgAT"] < 0.4 < 0.85 < min(spread[f"DPH, ATRDH{told}"] for told in ("", ", 8/255"))
     assert centers.metrics["MAP@all"]["value"] < 46 < 58 < min(n.metrics["MAP@all"]["value"] for n in (none, targets))
     assert all(surely_more(centers, targets, metric) for metric in NARROW)

@@ -189,7 +189,7 @@ def with_error(values: Iterable[SupportsFloat], digits: int = 1, signed: bool = 
     Raises:
         ValueError: where there is no value.
     """
-    return _mean_in_words([float(value) for value in values], digits, signed, of_mean=True)
+    return _mean_in_words(values, digits, signed, of_mean=True)
 
 
 def with_deviation(values: Iterable[SupportsFloat], digits: int = 1, signed: bool = False) -> str:
@@ -199,11 +199,12 @@ def with_deviation(values: Iterable[SupportsFloat], digits: int = 1, signed: boo
         values: one number for each training.
         digits, signed: see `with_error`; errors as well.
     """
-    return _mean_in_words([float(value) for value in values], digits, signed, of_mean=False)
+    return _mean_in_words(values, digits, signed, of_mean=False)
 
 
-def _mean_in_words(numbers: Sequence[float], digits: int, signed: bool, of_mean: bool) -> str:
-    """With the standard deviation of the mean, or of one number."""
+def _mean_in_words(values: Iterable[SupportsFloat], digits: int, signed: bool, of_mean: bool) -> str:
+    """With the standard deviation of the mean, or of one value."""
+    numbers = [float(value) for value in values]
     if not numbers:
         raise ValueError("Got no values; the mean of nothing is not defined.")
     rounded = round(statistics.fmean(numbers), digits) + 0.0  # no minus before a zero

@@ -326,12 +326,7 @@ def _with_any_search(network: JudgedCodes) -> JudgedCodes:
             searches += [loss + PORTED] * (loss + PORTED in of_query)
             strongest[loss] = [most(values) for values in zip(*map(of_query.get, searches), strict=True)]
     told = {loss + ANY_SEARCH: values for loss, values in strongest.items()}
-    return replace(
-        network,
-        metrics=network.metrics | {name: _mean(values) for name, values in told.items()},
-        details=network.details | {"of_query": of_query | told},
-        asked=network.asked | {loss + ANY_SEARCH: network.asked[loss] for loss in strongest},
-    )
+    return _with_told(network, told, {loss + ANY_SEARCH: network.asked[loss] for loss in strongest})
 
 
 def _with_any_attack(network: JudgedCodes) -> JudgedCodes:
@@ -341,11 +336,16 @@ def _with_any_attack(network: JudgedCodes) -> JudgedCodes:
     if suite not in of_query or len(names) == 1 or len({network.asked[name] for name in names}) > 1:
         return network
     least = [min(values) for values in zip(*map(of_query.get, names), strict=True)]
+    return _with_told(network, {ANY_ATTACK: least}, {ANY_ATTACK: network.asked[suite]})
+
+
+def _with_told(network: JudgedCodes, told: dict[str, list[float]], asked: dict[str, str]) -> JudgedCodes:
+    """The network with what more is left of each query, by name, and what tells its queries from others."""
     return replace(
         network,
-        metrics=network.metrics | {ANY_ATTACK: _mean(least)},
-        details=network.details | {"of_query": of_query | {ANY_ATTACK: least}},
-        asked=network.asked | {ANY_ATTACK: network.asked[suite]},
+        metrics=network.metrics | {name: _mean(values) for name, values in told.items()},
+        details=network.details | {"of_query": network.details["of_query"] | told},
+        asked=network.asked | asked,
     )
 
 
