@@ -47,6 +47,21 @@ def test_attacks_with_a_target_reach_less_of_the_worst_than_of_the_best_without(
     assert max(quick[defense].values(attack)) < min(quick["no defense"].values(attack))
 
 
+@pytest.mark.parametrize("attack", [*SEARCHED, *ANY_SEARCH])
+def test_with_all_its_steps_each_search_of_the_authors_but_one_says_the_same(quick, attack):
+    """Of one training each."""
+    assert always_more(quick["CgAT, all steps"], quick["ATRDH, all steps"], attack)
+
+
+def test_with_all_its_steps_the_other_leaves_too_much_to_tell_them_apart(quick):
+    """HAG's, with which it moves something."""
+    centers, targets = (quick[f"{name}, all steps"].networks[0] for name in ("CgAT", "ATRDH"))
+    assert not surely_more(centers, targets, "HAG") and not surely_more(targets, centers, "HAG")
+    for network in (centers, targets):
+        benign, own, best = (network.metrics[name]["value"] for name in ("benign", "HAG", "HAG, any search"))
+        assert best + 5 < own < benign - 5
+
+
 @pytest.mark.parametrize("defense", DEFENSES)
 def test_robust_map_is_above_that_of_no_defense_from_the_radius_of_training_on(quick, defense):
     for metric in ROBUST[2:]:
@@ -197,15 +212,15 @@ def test_longer_codes_change_little(of_lengths, label, metric):
     assert max(values) - min(values) < 4
 
 
-def of_32_bits(dataset, eps=8 / 255):
+def of_bits(dataset, bits=32, eps=8 / 255):
     """By label, its networks at full scale."""
-    return {network.label: network for network in runs.of_bits(runs.judged_codes(dataset, eps=eps), 32)}
+    return {network.label: network for network in runs.of_bits(runs.judged_codes(dataset, eps=eps), bits)}
 
 
 @pytest.fixture(scope="module")
 def full():
     """By label, the networks of Fashion-MNIST with 32 bits; attacks are at 8/255."""
-    return of_32_bits("fashion-mnist")
+    return of_bits("fashion-mnist")
 
 
 def surely_more(one, other, attack):
@@ -234,7 +249,7 @@ def test_at_full_scale_centers_guide_better_than_targets_from_the_radius_of_trai
 @pytest.fixture(scope="module")
 def full_at_training():
     """As `full`, attacked within the radius of training, as in print."""
-    return of_32_bits("fashion-mnist", eps=16 / 255)
+    return of_bits("fashion-mnist", eps=16 / 255)
 
 
 @pytest.mark.parametrize("attack", [*SEARCHED, *ANY_SEARCH])
@@ -244,12 +259,15 @@ def test_at_full_scale_the_published_order_shows_at_the_radius_of_training(full_
     assert surely_more(full_at_training["ATRDH"], full_at_training["no defense"], attack)
 
 
+def apart_from_32_bits(network, dataset, bits, eps, metrics):
+    """In points of MAP, by how much CgAT differs at most that has codes of another length."""
+    other = of_bits(dataset, bits, eps)["CgAT"]
+    return max(abs(other.metrics[name]["value"] - network.metrics[name]["value"]) for name in metrics)
+
+
 @pytest.mark.parametrize("bits", [16, 48, 64])
 def test_center_codes_of_all_lengths_keep_about_as_much(full, bits):
-    of_length = runs.of_bits(runs.judged_codes("fashion-mnist"), bits)
-    (other,) = (network for network in of_length if network.label == "CgAT")
-    for metric in ROBUST:
-        assert abs(other.metrics[metric]["value"] - full["CgAT"].metrics[metric]["value"]) < 4
+    assert apart_from_32_bits(full["CgAT"], "fashion-mnist", bits, 8 / 255, ROBUST) < 4
 
 
 COCO = "coco18_multilabel_96px.npz"
@@ -260,7 +278,7 @@ OF_MANY_LABELS = [*ANY_SEARCH, "any attack", *NARROW]
 @pytest.fixture(scope="module")
 def photographs():
     """By label, the networks of coco18 with 32 bits, by CSQ where it says nothing else; attacks are at 1/255."""
-    return of_32_bits(COCO, eps=1 / 255)
+    return of_bits(COCO, eps=1 / 255)
 
 
 @pytest.mark.parametrize("attack", OF_MANY_LABELS)
@@ -289,6 +307,17 @@ def test_on_photographs_it_is_all_the_same_how_much_labels_weigh(photographs, me
     assert abs(fmean(photographs["SAAT"].less_by_query(photographs["CgAT"], metric))) < 0.5
 
 
+@pytest.mark.parametrize("bits", [48, 64])
+def test_on_photographs_longer_center_codes_keep_about_as_much(photographs, bits):
+    assert apart_from_32_bits(photographs["CgAT"], COCO, bits, 1 / 255, ["benign", *NARROW]) < 1.5
+
+
+@pytest.mark.parametrize("metric", ["benign", *NARROW])
+def test_on_photographs_short_center_codes_keep_up_to_three_points_less(photographs, metric):
+    short = of_bits(COCO, 16, 1 / 255)["CgAT"]
+    assert 1.5 < fmean(photographs["CgAT"].less_by_query(short, metric)) < 3.2
+
+
 def test_on_photographs_centers_cost_a_point_without_an_attack(photographs):
     apart = photographs["CgAT"].less_by_query(photographs["ATRDH"], "benign")
     assert -2 < fmean(apart) < 0
@@ -297,8 +326,7 @@ def test_on_photographs_centers_cost_a_point_without_an_attack(photographs):
 @pytest.fixture(scope="module")
 def collapsed():
     """coco18 by DPH, where CgAT has given all images one code; attacked at 8/255."""
-    judged = runs.of_bits(runs.judged_codes(COCO, eps=8 / 255), 64)
-    return next(network for network in judged if network.label == "CgAT")
+    return of_bits(COCO, 64)["CgAT"]
 
 
 @pytest.mark.parametrize("loss", WITHOUT)
