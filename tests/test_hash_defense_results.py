@@ -338,6 +338,14 @@ def test_who_has_one_code_for_all_cannot_be_attacked(collapsed, loss):
     assert abs(left - collapsed.metrics["benign"]["value"]) < 0.1
 
 
+def test_in_mode_reference_all_codes_become_one_as_well():
+    """Where a draw has no code, by the settings of `collapsed`; MAP is of all 1,000 queries, of which chance is 41."""
+    network = of_bits(COCO, 64)["DPH, CgAT, as released"]
+    assert network.details["recipe"]["mode"] == "reference"
+    assert network.details["history"][-1]["spread"] < 0.01
+    assert 41 < network.metrics["MAP@all"]["value"] < 42.5
+
+
 def test_by_dph_centers_draw_the_codes_of_photographs_together_and_targets_do_not(photographs):
     """So that the worse network has the larger robust MAP; MAP is of all 1,000 queries, of which chance is 41."""
     none, targets, centers = (photographs[f"DPH, {name}"] for name in ("no defense", "ATRDH", "CgAT"))
