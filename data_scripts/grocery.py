@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the library of this checkout, whatever is installed
 
+from members import add_members
 from robret_lib import data
 from robret_lib.data.texts import encoded
-from robret_lib.files import written_whole
 
 CLASSES, PHOTOGRAPHS = 40, 16
 SIDE, QUALITY = 96, 76
@@ -115,14 +115,6 @@ def small(path: Path) -> Image.Image:
     image = Image.open(path)
     factor = SIDE / min(image.size)
     return image.resize([round(factor * side) for side in image.size], Image.Resampling.LANCZOS)
-
-
-def add_members(path: Path, **members: np.ndarray) -> None:
-    """Adds to a packed file what its format has no place for; readers leave it alone."""
-    with np.load(path) as packed:
-        kept = {member: packed[member] for member in packed.files}
-    with written_whole(path) as file:
-        np.savez(file, **kept, **members)
 
 
 if __name__ == "__main__":

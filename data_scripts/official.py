@@ -93,6 +93,7 @@ class PublishedSet:
         layouts: tried in this order.
         by_hand: where a person gets it, in a sentence or more.
         folders: below the data root, where its files may lie too.
+        side: of the smallest packed image, in pixels; None is that of photographs.
     """
 
     name: str
@@ -100,6 +101,10 @@ class PublishedSet:
     layouts: tuple[Form, ...]
     by_hand: str
     folders: tuple[str, ...] = ()
+    side: int | None = None
+
+    def fetch(self, root: Path) -> None:
+        """Called where there is no packed file yet: gets into the data root what no `Piece` has an address of."""
 
     def pack(self, layout: Form, read: Read, output: Path) -> None:
         """Writes the packed file, whole or not at all.
@@ -179,6 +184,7 @@ def prepare(official: PublishedSet, root: Path) -> str:
     if output.exists():
         check_packed(output, official)
         return "already there"
+    official.fetch(root)
     for layout in official.layouts:
         try:
             official.pack(layout, reader(layout, [root, *(root / folder for folder in official.folders)]), output)
@@ -312,8 +318,9 @@ def check_packed(path: Path, official: PublishedSet) -> None:
     try:
         packed = read_packed(path)
         official.check(packed)
-        if (side := packed.smallest_side()) != SIDE:
-            raise SourceError(f"its smallest side is {side} pixels; expected {SIDE}")
+        expected = official.side or SIDE
+        if (side := packed.smallest_side()) != expected:
+            raise SourceError(f"its smallest side is {side} pixels; expected {expected}")
     except (data.DataError, SourceError) as error:
         raise SourceError(f"{path} is not what this script writes ({error}). Move it away, and run again") from error
 

@@ -132,7 +132,7 @@ def test_the_file_says_what_it_holds(cache):
 def test_every_method_trains_a_network(method, labels):
     data = some_data() if labels == "single" else with_several_labels(some_data())
     recipe = replace(RECIPE, method=method, steps=2)
-    result, begun = trained(recipe, data, CPU), kept._initial_model(recipe)
+    result, begun = trained(recipe, data, CPU), kept._initial_model(recipe, data)
     assert [set(entry) for entry in result.history] == [{"step", "loss", "map", "spread"}] * 2
     assert not torch.equal(result.model.backbone[-1].weight, begun.backbone[-1].weight)
     assert embed(result.model, data.query.images).shape == (20, 8)
@@ -441,7 +441,7 @@ def trained_a_little(method, **changes):
     The same on any machine whose processor has AVX2.
     """
     recipe = for_codes("fashion-mnist", "full", method=method, **({"steps": 7, "batch": 8} | changes))
-    data, model = with_several_labels(some_data()), kept._initial_model(recipe).double()
+    data, model = with_several_labels(some_data()), kept._initial_model(recipe, some_data()).double()
     before = torch.nn.utils.parameters_to_vector(model.parameters()).clone()
     training.train(model, data.train, of_hashing(recipe, data).double(), recipe.schedule)
     moved = torch.nn.utils.parameters_to_vector(model.parameters()).detach() - before
@@ -454,7 +454,7 @@ def tuned_a_little(name, mode, **changes):
     attack = {"eps": 0.1, "inner_step": 0.05, "inner_steps": 3}
     schedule = {"steps": 7, "batch": 8, "optimizer": "adam", "lr": 1e-3, "momentum": 0.5, "milestones": (0.5, 0.75)}
     recipe = replace(origin, defense=name, origin=origin, mode=mode, crop=28, **(attack | schedule | changes))
-    data, model = with_several_labels(with_borders(some_data())), kept._initial_model(recipe)
+    data, model = with_several_labels(with_borders(some_data())), kept._initial_model(recipe, some_data())
     objective = hash_defense.of_hash_defense(recipe, of_hashing(recipe, data), data, model).double()
     before = torch.nn.utils.parameters_to_vector(model.double().parameters()).clone()
     training.train(model, data.train, objective, recipe.schedule, augment=partial(kept._cropped, size=28))
@@ -583,7 +583,7 @@ def test_an_untrained_classifier_stays_as_it_was_drawn():
     for source, stays in (("cgat", True), ("deephash", False)):
         recipe = replace(RECIPE, method="greedyhash", source=source)
         objective_of, begun = (of_hashing(recipe, some_data()) for _ in range(2))
-        training.train(kept._initial_model(recipe), some_data().train, objective_of, recipe.schedule)
+        training.train(kept._initial_model(recipe, some_data()), some_data().train, objective_of, recipe.schedule)
         assert torch.equal(objective_of.loss.classifier.weight, begun.loss.classifier.weight) == stays
 
 
@@ -738,10 +738,12 @@ def test_of_many_images_the_first_are_watched(monkeypatch):
     data = replace(some_data(), protocol=Protocol("toy", "...", False, False))
     monkeypatch.setattr(hash_objective, "QUERIES", 7)
     monkeypatch.setattr(hash_objective, "ITEMS", 11)
-    found = hash_objective.watched(kept._initial_model(RECIPE), data)
+    found = hash_objective.watched(kept._initial_model(RECIPE, data), data)
     few = [Split(split.images[:n], split.labels[:n]) for split, n in ((data.query, 7), (data.gallery, 11))]
     monkeypatch.undo()
-    assert found == hash_objective.watched(kept._initial_model(RECIPE), replace(data, query=few[0], gallery=few[1]))
+    assert found == hash_objective.watched(
+        kept._initial_model(RECIPE, data), replace(data, query=few[0], gallery=few[1])
+    )
 
 
 def test_a_training_whose_codes_collapsed_is_told_with_its_map(trainings):

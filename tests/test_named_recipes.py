@@ -227,7 +227,7 @@ def test_a_defense_attacks_the_crops(cropped, monkeypatch):
         return watched
 
     monkeypatch.setattr(objectives.TripletObjective, "forward", watching("plain", forward))
-    est = type(kept._plan(defended)[0])
+    est = type(kept._objective(defended, None))
     monkeypatch.setattr(est, "forward", watching("attacked", est.forward))
     for each in (recipe, defended):
         trained(each, images, torch.device("cpu"))

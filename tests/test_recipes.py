@@ -442,17 +442,17 @@ def trained_a_little(distance="N", sampler="random", defense=None, last_loss=Non
     given |= {"embedding_dim": 4, "sampler": "random", "eps": 1e-3, "pairs": 16} if defense == "panum" else {}
     changes = given | changes
     recipe = fashion_mnist("full", distance=distance, defense=defense, **changes)
-    data, model = some_data(), kept._initial_model(recipe).double()
-    original = kept._initial_model(replace(recipe, seed=1)).double()
+    data, model = some_data(), kept._initial_model(recipe, some_data()).double()
+    original = kept._initial_model(replace(recipe, seed=1), data).double()
     if defense == "panum" or last_loss is not None:
         with torch.no_grad():
             model.backbone[-1].bias -= model.features(data.train.images.double() / 255).mean(0)
     before = torch.nn.utils.parameters_to_vector(model.parameters()).clone()
     augment = partial(kept._cropped, size=recipe.crop) if recipe.crop else None
-    objective, schedule = kept._plan(recipe, original)
+    objective = kept._objective(recipe, data, original)
     if last_loss is not None:
         objective.last_loss.value.fill_(last_loss)
-    training.train(model, data.train, objective, schedule, augment=augment)
+    training.train(model, data.train, objective, recipe.schedule, augment=augment)
     moved = torch.nn.utils.parameters_to_vector(model.parameters()).detach() - before
     return (moved * torch.linspace(-1, 1, len(moved), dtype=torch.float64)).sum().item()
 
@@ -634,11 +634,12 @@ def test_the_recipe_of_a_defense_brings_its_inner_attack():
     assert (quick.eps, quick.inner_step, quick.inner_steps) == (77 / 255, 12 / 255, 8)
     assert fashion_mnist("quick", defense="act", inner_steps=2) == replace(quick, inner_steps=2)
     assert fashion_mnist("quick", defense=None) == FASHION_MNIST["quick"]
-    objective, schedule = kept._plan(replace(quick, sampler="softhard", distance="C"))
+    softhard = replace(quick, sampler="softhard", distance="C")
+    objective = kept._objective(softhard, some_data())
     assert isinstance(objective, AntiCollapseTriplets)
     assert (objective.sampler, objective.distance) == (mining.softhard, "C")
     assert objective.search == attacks.PGD(77 / 255, 12 / 255, 8)
-    assert schedule == kept._plan(FASHION_MNIST["quick"])[1]
+    assert softhard.schedule == FASHION_MNIST["quick"].schedule
 
 
 @pytest.mark.parametrize(
@@ -711,7 +712,7 @@ BUILT = {
 
 
 def built(recipe):
-    return kept._plan(recipe, models.build("c2f2_half", 8))[0]
+    return kept._objective(recipe, some_data(), models.build("c2f2_half", 8))
 
 
 @pytest.mark.parametrize("name", DEFENSES)
@@ -741,7 +742,7 @@ def test_what_only_one_defense_needs_reaches_it():
     near = built(defended("neighborhood", temperature=0.2, clean_weight=0.3, ramp=0.25, steps=150))
     assert (near.temperature, near.clean_weight, near.ramp, near.progress.steps) == (0.2, 0.3, 0.25, 150)
     original = models.build("c2f2_half", 8)
-    fixed = kept._plan(defended("fare"), original)[0].original
+    fixed = kept._objective(defended("fare"), some_data(), original).original
     assert fixed is not original
     assert all(torch.equal(*pair) for pair in zip(fixed.parameters(), original.parameters(), strict=True))
 

@@ -19,9 +19,10 @@ from robret_lib.attacks.gallery import Gallery
 from robret_lib.fields import check_count, check_number
 from robret_lib.hamming import average_precisions, codes_of
 
-Sharpness = Literal["rising", "one", "relative"]
+Sharpness = Literal["rising", "one", "relative", "own"]
 """How alpha goes: from 0.1 to 1, in ten parts of the search (HAG, DHTA, SAAT); or 1 all the way; or `SPAN` over the
-size of the outputs, so that a network is attacked alike whatever their scale, on which no code depends."""
+size of the gallery's outputs, so that a network is attacked alike whatever their scale, on which no code depends; or
+`SPAN` over that of each image's own outputs, for a gallery that another network has made, as of texts."""
 
 SPAN = 5.0
 """Root mean square of ``alpha f``. A sharp tanh moves the bits that can still be flipped and leaves the others alone;
@@ -73,7 +74,7 @@ class OnCodes:
         out; and ``bound``, the same of the codes ``bound [B, bits]``, which no image may have.
         """
         check_hash_gallery(benign.gallery)
-        alpha = SPAN / size_of(benign.gallery.embeddings) if self.sharpness == "relative" else 1.0
+        alpha = self._alpha(benign)
         changes = self.sharpness == "rising" or followed is not None
         return Plan(
             _relaxed(loss, alpha),
@@ -81,6 +82,14 @@ class OnCodes:
             at=partial(self._at, followed or loss, alpha) if changes else None,
             reached=lambda outputs: (codes_of(outputs) == bound).all(1),
         )
+
+    def _alpha(self, benign: Benign) -> Tensor | float:
+        """Of the search, a scalar or one for each image, ``[B, 1]``; "rising" has its own."""
+        if self.sharpness == "relative":
+            return SPAN / size_of(benign.gallery.embeddings)
+        if self.sharpness == "own":
+            return SPAN / size_of(benign.embeddings, dim=1)
+        return 1.0
 
     def _at(self, followed: CodeLoss, alpha: Tensor | float, share: float) -> OutputLoss:
         """What is followed when a share of the search is over."""
@@ -117,9 +126,9 @@ class _Measures:
         return 100 * average_precisions(*given, self.top_k, own=self.benign.own).to(codes.device)
 
 
-def size_of(outputs: Tensor) -> Tensor:
-    """The root mean square, a scalar; 1 where all are 0."""
-    size = outputs.square().mean().sqrt()
+def size_of(outputs: Tensor, dim: int | None = None) -> Tensor:
+    """The root mean square, a scalar, or along a dimension that stays; 1 where all are 0."""
+    size = outputs.square().mean(dim, keepdim=dim is not None).sqrt()
     return torch.where(size > 0, size, 1.0)
 
 

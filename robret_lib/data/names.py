@@ -9,7 +9,18 @@ from robret_lib.folders import data_root
 PHOTOGRAPHS = Path(__file__).with_name("photographs")
 """The folder of the packed sets that are part of the library."""
 
-OFFICIAL = ("cub", "cars", "sop", "flickr25k", "nus_wide", "coco")
+OFFICIAL = (
+    "cub",
+    "cars",
+    "sop",
+    "flickr25k",
+    "nus_wide",
+    "coco",
+    "openmoji",
+    "flickr25k_tags",
+    "nus_wide_tags",
+    "coco_captions",
+)
 """The sets that the scripts of ``data_scripts`` pack."""
 
 

@@ -9,6 +9,7 @@ member          type                         meaning
 ``class_names`` bytes ``[classes]``          UTF-8, for the whole label space
 ``name``        bytes ``[N]``, optional      where the image came from; UTF-8, or the bytes of a file name
 ``split``       bytes ``[N]``, optional      ``train`` and ``test``, or ``train``, ``query`` and ``database``
+``text``        bytes ``[N]``, optional      what is said of the image, in UTF-8
 =============== ===========================  ==============================================================
 
 Other members may stand beside these. Nothing is pickled.
@@ -49,10 +50,12 @@ class PackedFile:
     class_names: tuple[str, ...]
     names: tuple[str, ...] | None = None
     split: np.ndarray | None = None
+    texts: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         self._check_offsets()
-        for what, values in (("label", self.labels), ("name", self.names), ("split", self.split)):
+        members = {"label": self.labels, "name": self.names, "split": self.split, "text": self.texts}
+        for what, values in members.items():
             if values is not None and len(values) != len(self):
                 raise DataError(f"{self.path}: {len(self)} images, but {what!r} has {len(values)} entries")
         check_label_range(self.labels, len(self.class_names), str(self.path))
@@ -151,6 +154,7 @@ def read_packed(path: Path) -> PackedFile:
         class_names=decoded(members["class_names"], "class_names", path),
         names=decoded(members["name"], "name", path) if "name" in members else None,
         split=np.array(decoded(members["split"], "split", path)) if "split" in members else None,
+        texts=decoded(members["text"], "text", path) if "text" in members else None,
     )
 
 

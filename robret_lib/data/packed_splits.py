@@ -32,6 +32,11 @@ class Part:
     def labels(self) -> Tensor:
         return self.file.labels[self.positions]
 
+    @property
+    def texts(self) -> tuple[str, ...] | None:
+        texts = self.file.texts
+        return None if texts is None else tuple(texts[position] for position in self.positions)
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -161,4 +166,4 @@ def _limited(part: Part, limit: int | None) -> Part:
 
 
 def _decode(part: Part, size: int, progress: bool) -> Split:
-    return Split(part.file.decode(part.positions, size, progress), part.labels)
+    return Split(part.file.decode(part.positions, size, progress), part.labels, part.texts)

@@ -23,6 +23,7 @@ def write_packed(
     names: Sequence[str] | None = None,
     split: Sequence[str] | None = None,
     quality: int = 95,
+    texts: Sequence[str] | None = None,
 ) -> None:
     """Writes a packed file that `robret_lib.data.load` reads, whole or not at all.
 
@@ -36,13 +37,15 @@ def write_packed(
         names: one an image; file names that are no UTF-8, as `os.listdir` gives them, come back the same.
         split: one an image: train and test, or train, query and database.
         quality: of the JPEG files, 1 to 100; color is kept at full resolution.
+        texts: one an image, what is said of it.
 
     Raises:
         DataError: if these do not fit together; if an image is damaged, too large or of no such kind, with its
             position and, if known, its name.
     """
     names = None if names is None else tuple(names)
-    write_jpeg_files(path, _jpeg_files(images, quality, names or (), path), labels, class_names, names, split)
+    files = _jpeg_files(images, quality, names or (), path)
+    write_jpeg_files(path, files, labels, class_names, names, split, texts)
 
 
 def write_jpeg_files(
@@ -52,6 +55,7 @@ def write_jpeg_files(
     class_names: Sequence[str],
     names: Sequence[str] | None = None,
     split: Sequence[str] | None = None,
+    texts: Sequence[str] | None = None,
 ) -> None:
     """Writes a packed file of JPEG files, which stay as they are; else as `write_packed`.
 
@@ -61,9 +65,9 @@ def write_jpeg_files(
     path = Path(path)
     if path.suffix != ".npz":
         raise DataError(f"{path} must end in .npz to be found again")
-    texts = {"class_names": class_names, "name": names, "split": split}
-    texts = {member: tuple(values) for member, values in texts.items() if values is not None}
-    stored_texts = {member: encoded(values, member, path) for member, values in texts.items()}
+    given = {"class_names": class_names, "name": names, "split": split, "text": texts}
+    given = {member: tuple(values) for member, values in given.items() if values is not None}
+    stored = {member: encoded(values, member, path) for member, values in given.items()}
     joined, ends = bytearray(), [0]
     for file in files:
         joined += file
@@ -73,12 +77,13 @@ def write_jpeg_files(
         data=np.frombuffer(joined, dtype=np.uint8),
         offsets=np.array(ends, dtype=np.int64),
         labels=labels_from(labels if isinstance(labels, Tensor) else np.asarray(labels), path),
-        class_names=texts["class_names"],
-        names=texts.get("name"),
-        split=np.array(texts["split"]) if "split" in texts else None,
+        class_names=given["class_names"],
+        names=given.get("name"),
+        split=np.array(given["split"]) if "split" in given else None,
+        texts=given.get("text"),
     )
     with written_whole(path) as file:
-        np.savez(file, **_numbers(packed), **stored_texts)
+        np.savez(file, **_numbers(packed), **stored)
 
 
 def _numbers(packed: PackedFile) -> dict[str, np.ndarray]:

@@ -26,8 +26,10 @@ from safetensors.torch import save
 from torch import nn
 
 from robret_lib import augmentation, distances, metrics, mining, models, objectives, source, training, whitening
-from robret_lib.attacks.search import ball, passes, pgd
-from robret_lib.data import RetrievalData, Split, center_crop, data_root, retrieval_data
+from robret_lib.attacks.search import ball, flips, passes, pgd
+from robret_lib.cross_modal import center_guided, dcmh, networks, ssah
+from robret_lib.cross_modal import objective as pairs_objective
+from robret_lib.data import RetrievalData, Split, bag_of_words, center_crop, data_root, retrieval_data
 from robret_lib.defenses import (
     act,
     atrdh,
@@ -53,17 +55,21 @@ from robret_lib.defenses import (
     ses,
 )
 from robret_lib.files import one_at_a_time, written_whole
-from robret_lib.recipes import hash_defense, hash_objective, hash_recipe
+from robret_lib.hashing import known_codes
+from robret_lib.recipes import hash_defense, hash_objective, hash_recipe, image_text_objective, image_text_recipe
 from robret_lib.recipes import objective as objective_module
 from robret_lib.recipes import recipe as recipe_module
 from robret_lib.recipes.hash_defense import of_hash_defense
 from robret_lib.recipes.hash_objective import of_hashing
 from robret_lib.recipes.hash_recipe import HashDefenseName, HashRecipe
+from robret_lib.recipes.image_text_objective import of_images_and_texts
+from robret_lib.recipes.image_text_recipe import ImageTextName, ImageTextRecipe
 from robret_lib.recipes.objective import of_defense
 from robret_lib.recipes.recipe import ADDED_LATER, DefenseName, Recipe, Whitened
 from robret_lib.scores import robust_recall
 
-AnyRecipe = Recipe | HashRecipe | Whitened
+AnyRecipe = Recipe | HashRecipe | ImageTextRecipe | Whitened
+AnyModel = models.EmbeddingModel | networks.ImageTextModel
 
 WATCHED_QUERIES = 200
 """Of how many queries robust recall joins the history."""
@@ -77,14 +83,15 @@ class Trained:
         model: On the device asked for, in evaluation mode.
         history: See `training.train`; validation is Recall@1 in percent, key "recall_at_1", and `defenses.signs` of
             the gallery; where the recipe watches a radius also "robust_recall_at_1", what effort "quick" leaves of 200
-            queries there. Of a hash network it is `hash_objective.watched`; empty for `Whitened`. Kept as it was
-            measured: the code that measures is no part of a model's name.
+            queries there. Of a hash network it is `hash_objective.watched`, of one of images and texts
+            `image_text_objective.watched`; empty for `Whitened`. Kept as it was measured: the code that measures is no
+            part of a model's name.
         seconds: Wall time of the training (of its last part if it was resumed; that of the origin is not in it), also
             when it comes from the cache.
         device: What it was trained on.
     """
 
-    model: models.EmbeddingModel
+    model: AnyModel
     history: list[dict[str, float]]
     seconds: float
     device: str
@@ -96,7 +103,7 @@ def trained(recipe: AnyRecipe, data: RetrievalData, device: torch.device, progre
     A model that is there is only read, so the data folder may be read-only then.
 
     Args:
-        recipe: See `Recipe`, `HashRecipe` and `Whitened`.
+        recipe: See `Recipe`, `HashRecipe`, `ImageTextRecipe` and `Whitened`.
         data: Trains on ``data.train``; validates on ``data.query`` against ``data.gallery``.
         device: To train on, and where the model ends up.
         progress: Show a progress bar while training.
@@ -112,7 +119,7 @@ def trained(recipe: AnyRecipe, data: RetrievalData, device: torch.device, progre
     if dist.is_initialized():
         raise RuntimeError("recipes.trained in one of several processes: expected one alone; see training.train")
     file = data_root() / "models" / f"{_key(recipe, data)}.safetensors"
-    model = models.on_device(_initial_model(recipe), device)
+    model = models.on_device(_initial_model(recipe, data), device)
     if not file.exists():
         try:
             with one_at_a_time(file.with_suffix(".lock")):  # a second process that wants the same model waits for it
@@ -137,26 +144,31 @@ def _quality(entry: dict[str, float]) -> str:
     return f"R@1 {entry['recall_at_1']:.1f} %" if "recall_at_1" in entry else f"MAP {entry['map']:.1f} %"
 
 
-def _initial_model(recipe: AnyRecipe) -> models.EmbeddingModel:
+def _initial_model(recipe: AnyRecipe, data: RetrievalData) -> AnyModel:
     """The model before training, float32 on the CPU, whatever the default type."""
     pretrained = isinstance(recipe, Whitened) or recipe.pretrained
     with _float32(), torch.random.fork_rng([]):
         torch.manual_seed(0 if isinstance(recipe, Whitened) else recipe.seed)
+        if isinstance(recipe, ImageTextRecipe):
+            return image_text_objective.untrained(recipe, data)
         return models.build(recipe.backbone, recipe.embedding_dim, pretrained, recipe.distance)
 
 
-def _plan(recipe: Recipe, original: nn.Module | None = None) -> tuple[nn.Module, training.Schedule]:
-    """What a recipe minimizes, and for how long; ``original`` is the model of its origin."""
-    schedule = recipe.schedule
+def _objective(
+    recipe: Recipe | HashRecipe | ImageTextRecipe, data: RetrievalData, original: AnyModel | None = None
+) -> nn.Module:
+    """What a recipe minimizes; ``original`` is the model of its origin."""
+    if isinstance(recipe, ImageTextRecipe):
+        return of_images_and_texts(recipe, data, original)
+    if isinstance(recipe, HashRecipe):
+        clean = of_hashing(recipe, data)
+        return clean if original is None else of_hash_defense(recipe, clean, data, original)
     if recipe.defense is None:
-        sampler = getattr(mining, recipe.sampler)
-        return objectives.TripletObjective(sampler, recipe.distance, recipe.mode), schedule
-    return of_defense(recipe, original), schedule
+        return objectives.TripletObjective(getattr(mining, recipe.sampler), recipe.distance, recipe.mode)
+    return of_defense(recipe, original)
 
 
-def _train_into(
-    file: Path, model: models.EmbeddingModel, recipe: AnyRecipe, data: RetrievalData, progress: bool
-) -> None:
+def _train_into(file: Path, model: AnyModel, recipe: AnyRecipe, data: RetrievalData, progress: bool) -> None:
     checkpoint, device = file.with_suffix(".checkpoint"), next(model.parameters()).device
     original = trained(recipe.origin, data, device, progress).model if recipe.origin else None
     begun = time.monotonic()
@@ -171,22 +183,17 @@ def _train_into(
 
 
 def _minimize(
-    model: models.EmbeddingModel,
-    recipe: Recipe | HashRecipe,
-    original: models.EmbeddingModel | None,
+    model: AnyModel,
+    recipe: Recipe | HashRecipe | ImageTextRecipe,
+    original: AnyModel | None,
     data: RetrievalData,
     checkpoint: Path,
     progress: bool,
 ) -> list[dict[str, float]]:
     if original is not None:
         model.load_state_dict(original.state_dict())
-    if isinstance(recipe, HashRecipe):
-        with _float32():
-            objective, schedule = of_hashing(recipe, data), recipe.schedule
-            if original is not None:
-                objective = of_hash_defense(recipe, objective, data, original)
-    else:
-        objective, schedule = _plan(recipe, original)
+    with _float32():
+        objective = _objective(recipe, data, original)
     train, augment = data.train, partial(_cropped, size=recipe.crop) if recipe.crop else None
     if recipe.crop and isinstance(recipe, HashRecipe) and not recipe.augmented:
         train, augment = center_crop(train, recipe.crop), None
@@ -194,9 +201,9 @@ def _minimize(
         model,
         train,
         objective,
-        schedule,
+        recipe.schedule,
         checkpoint,
-        validate=partial(_watched if isinstance(recipe, HashRecipe) else _validated, recipe=recipe, data=data),
+        validate=partial(_validated if isinstance(recipe, Recipe) else _watched, recipe=recipe, data=data),
         validate_every=max(1, recipe.steps // 8),
         progress=progress,
         augment=augment,
@@ -222,8 +229,9 @@ def _validated(model: models.EmbeddingModel, recipe: Recipe, data: RetrievalData
     return found
 
 
-def _watched(model: models.HashModel, recipe: HashRecipe, data: RetrievalData) -> dict[str, float]:
-    found = hash_objective.watched(model, data)
+def _watched(model: AnyModel, recipe: HashRecipe | ImageTextRecipe, data: RetrievalData) -> dict[str, float]:
+    of_pairs = isinstance(recipe, ImageTextRecipe)
+    found = image_text_objective.watched(model, recipe, data) if of_pairs else hash_objective.watched(model, data)
     _warn_if_collapsed(found["spread"])
     return found
 
@@ -252,7 +260,7 @@ def _write(file: Path, model: nn.Module, metadata: dict[str, str]) -> None:
         stream.write(save(weights, metadata))
 
 
-def _read(file: Path, model: models.EmbeddingModel) -> Trained:
+def _read(file: Path, model: AnyModel) -> Trained:
     file.open("rb").close()  # what may not be read is not damaged
     try:
         with safe_open(file, framework="pt") as stored:
@@ -275,10 +283,14 @@ def _key(recipe: AnyRecipe, data: RetrievalData) -> str:
     for split in (data.train, data.query, data.gallery):  # the latter two decide the history that is kept
         for part in (split.images, split.labels):
             digest.update(part.cpu().contiguous().view(torch.uint8).numpy())
+        if isinstance(recipe, ImageTextRecipe):
+            digest.update("\0".join(split.texts or ()).encode())
     return digest.hexdigest()[:16]
 
 
 def _code(recipe: AnyRecipe) -> str:
+    if isinstance(recipe, ImageTextRecipe):
+        return CODE + IMAGE_TEXT_CODE[recipe.method] + (IMAGE_TEXT_DEFENSE_CODE if recipe.defense else "")
     if isinstance(recipe, HashRecipe):
         return CODE + HASHING_CODE[recipe.method] + HASH_DEFENSE_CODE.get(recipe.defense, "")
     return CODE if recipe.defense is None else CODE + DEFENSE_CODE[recipe.defense]
@@ -346,3 +358,13 @@ HASH_DEFENSE_CODE = {
     name: _digest(ball, passes, pgd, inner, attacked_codes, hash_defense, *parts) for name, parts in HASH_PARTS.items()
 }
 """What makes a hash network with a defense, besides."""
+
+_OF_PAIRS = bag_of_words, known_codes, networks, pairs_objective, image_text_recipe, image_text_objective
+IMAGE_TEXT_CODE: dict[ImageTextName, str] = {
+    "dcmh": _digest(*_OF_PAIRS, dcmh),
+    "ssah": _digest(*_OF_PAIRS, ssah),
+}
+"""What makes a network of images and texts."""
+
+IMAGE_TEXT_DEFENSE_CODE = _digest(ball, passes, pgd, flips, center_guided, _CENTER_CODE)
+"""What makes one with a defense, besides."""

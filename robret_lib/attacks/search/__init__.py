@@ -7,6 +7,7 @@ from robret_lib.attacks.search.auto_pgd import AutoPGD
 from robret_lib.attacks.search.averaged import Averaged
 from robret_lib.attacks.search.beta import Beta
 from robret_lib.attacks.search.descent import Descent
+from robret_lib.attacks.search.flips import WordFlips
 from robret_lib.attacks.search.generated import Generated
 from robret_lib.attacks.search.nes import NES
 from robret_lib.attacks.search.passes import Loss, Search
@@ -15,6 +16,7 @@ from robret_lib.attacks.search.pso import PSO
 from robret_lib.attacks.search.random import RandomSearch
 from robret_lib.attacks.search.spsa import SPSA
 from robret_lib.attacks.search.transfer import Transfer
+from robret_lib.attacks.search.upwards import Upwards
 
 __all__ = [
     "NES",
@@ -30,5 +32,7 @@ __all__ = [
     "RandomSearch",
     "Search",
     "Transfer",
+    "Upwards",
+    "WordFlips",
     "pgd",
 ]

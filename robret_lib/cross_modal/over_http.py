@@ -1,0 +1,105 @@
+"""An engine in another process: codes over HTTP on the loopback address, for attacks that must get nothing else.
+
+A question and an answer are ``.safetensors`` files, so that nothing is unpickled on either side.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from robret_lib.attacks.oracle import QueryBudgetSpent
+from robret_lib.cross_modal.oracle import CodeOracle, Encode
+
+LOOPBACK, PATH = "127.0.0.1", "/codes"
+LARGEST = 2**30
+"""Bytes of a question that an engine still reads."""
+
+TIMEOUT = 300  # seconds
+
+
+class EngineError(RuntimeError):
+    """An engine could not be reached, or would not answer; the message is its own."""
+
+
+def server(oracle: CodeOracle, port: int = 0) -> HTTPServer:
+    """A server of an oracle, not yet serving, on the loopback address; port 0 takes a free one.
+
+    ``server.server_port`` is the port; ``server.serve_forever()`` serves.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self._reply(*answer(oracle, self.path, self._read()))
+
+        def _read(self) -> bytes:
+            size = int(self.headers.get("Content-Length") or 0)
+            return self.rfile.read(size) if size <= LARGEST else b""
+
+        def _reply(self, status: int, content: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *said: object) -> None:
+            """Nothing is logged."""
+
+    return HTTPServer((LOOPBACK, port), Handler)
+
+
+def answer(oracle: CodeOracle, path: str, question: bytes) -> tuple[int, bytes]:
+    """HTTP status and content: two codes; or what was wrong, in words."""
+    if path != PATH:
+        return 404, f"expected {PATH}".encode()
+    try:
+        asked = load(question)
+        found = oracle(asked["images"], asked["bags"])
+    except QueryBudgetSpent as error:
+        return 429, str(error).encode()
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        return 400, f"{type(error).__name__}: {error}".encode()
+    return 200, save({"image_codes": found.image_codes, "text_codes": found.text_codes})
+
+
+@contextmanager
+def serving(oracle: CodeOracle) -> Iterator[int]:
+    """A server in a thread, while inside; yields its port."""
+    engine = server(oracle)
+    thread = Thread(target=engine.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield engine.server_port
+    finally:
+        engine.shutdown()
+        thread.join()
+        engine.server_close()
+
+
+def encoder_at(port: int, host: str = LOOPBACK) -> Encode:
+    """How an engine elsewhere encodes; for `CodeOracle`, which counts on this side as well.
+
+    Raises, when it is called:
+        QueryBudgetSpent: The engine answers no more.
+        EngineError: It cannot be reached, or does not understand.
+    """
+
+    def encode(images: Tensor, bags: Tensor) -> tuple[Tensor, Tensor]:
+        question = save({"images": images.cpu().contiguous(), "bags": bags.cpu().contiguous()})
+        try:
+            with urlopen(Request(f"http://{host}:{port}{PATH}", data=question), timeout=TIMEOUT) as response:
+                found = load(response.read())
+        except HTTPError as error:
+            said = error.read().decode(errors="replace")
+            raise (QueryBudgetSpent(said) if error.code == 429 else EngineError(said)) from error
+        except (URLError, OSError, SafetensorError) as error:
+            raise EngineError(f"no answer from {host}:{port}: {error}") from error
+        return found["image_codes"].to(images.device), found["text_codes"].to(bags.device)
+
+    return encode

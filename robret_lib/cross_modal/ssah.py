@@ -1,0 +1,126 @@
+"""SSAH: a network of labels teaches the networks of images and texts, and two discriminators cannot tell them apart."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from robret_lib.cross_modal.networks import Semantic
+from robret_lib.cross_modal.objective import Pairs, similar_to
+from robret_lib.hashing import KnownCodes
+from robret_lib.hashing.batch import Known, likelihood
+from robret_lib.models import HashModel
+
+Pairwise = Literal["likelihood", "squared"]
+"""What two items cost: ``log(1 + e^t) - S t``, as in the paper; or half its square, as in the authors' code."""
+
+SHRUNK = 0.999
+"""S is multiplied by it in the authors' code."""
+
+
+def squared(logits: Tensor, similar: Tensor) -> Tensor:
+    """``(log(1 + e^t) - 0.999 S t)^2 / 2`` of each pair (SSAH, the authors' code)."""
+    return likelihood(logits, SHRUNK * similar).square() / 2
+
+
+PAIRWISE = {"likelihood": likelihood, "squared": squared}
+
+
+class Reversed(torch.autograd.Function):
+    """The identity, whose gradient has the other sign: what is behind it learns the opposite."""
+
+    @staticmethod
+    def forward(context: object, inputs: Tensor) -> Tensor:
+        return inputs.view_as(inputs)
+
+    @staticmethod
+    def backward(context: object, gradient: Tensor) -> Tensor:
+        return -gradient
+
+
+class SSAH(nn.Module):
+    """Self-supervised adversarial hashing (Li et al., CVPR 2018).
+
+    Labels, images and texts have a network each, which gives a semantic feature, and of it a relaxed code and labels
+    (`networks.Semantic`). Each of the three is to agree with what the network of labels said of the training set: the
+    pairwise loss of half the products, of features and of codes; the distance of its codes to
+    ``B = sign(H_L + H_I + H_T)``; and the squared error of its labels. A discriminator each tells features of images,
+    and of texts, from those of labels; the networks of images and texts learn to deceive it. All weights are 1.
+
+    The authors train the five networks in stages, by sums; here they learn together, by means over pairs, bits and
+    labels, and a reversed gradient makes one loss of what discriminators and networks want.
+
+    Args:
+        labels: Of the training set, multi-hot ``[N, C]``.
+        bits: Of a code.
+        pairwise: See `Pairwise`.
+        feature: Length of the semantic feature.
+        hidden: Units of the network of labels, 4,096 in the paper.
+    """
+
+    def __init__(
+        self, labels: Tensor, bits: int, pairwise: Pairwise = "likelihood", feature: int = 512, hidden: int = 4096
+    ) -> None:
+        super().__init__()
+        if pairwise not in PAIRWISE:
+            raise ValueError(f"pairwise={pairwise!r}: expected one of {get_args(Pairwise)}")
+        self.pairwise, classes = pairwise, labels.shape[1]
+        self.of_labels = Semantic(_layer(classes, hidden), hidden, bits, classes, feature)
+        self.discriminators = nn.ModuleList(_discriminator(feature) for _ in ("images", "texts"))
+        self.known_features, self.known_codes = KnownCodes(labels, feature), KnownCodes(labels, bits)
+
+    def forward(self, pairs: Pairs, generator: torch.Generator) -> Tensor:
+        """Scalar.
+
+        Raises:
+            TypeError: The networks have no semantic feature.
+        """
+        labels = pairs.labels.to(pairs.images)
+        found = [
+            self.of_labels.everything(labels),
+            _everything(pairs.model.images, pairs.images),
+            _everything(pairs.model.texts, pairs.bags),
+        ]
+        features, outputs, logits = zip(*found, strict=True)
+        codes = [torch.tanh(each) for each in outputs]
+        binary = sum(codes).detach().sign()
+        known_features = self.known_features.with_batch(pairs.rows, features[0])
+        known_codes = self.known_codes.with_batch(pairs.rows, codes[0])
+        loss = sum(
+            self._pairs(feature, pairs.labels, known_features)
+            + self._pairs(code, pairs.labels, known_codes)
+            + (binary - code).square().mean()
+            + (labels - torch.sigmoid(said)).square().mean()
+            for feature, code, said in zip(features, codes, logits, strict=True)
+        )
+        told = zip(self.discriminators, features[1:], strict=True)
+        return loss + sum(_deceived(tells, feature, features[0].detach()) for tells, feature in told)
+
+    def _pairs(self, given: Tensor, labels: Tensor, known: Known) -> Tensor:
+        return PAIRWISE[self.pairwise](given @ known.codes.T / 2, similar_to(labels, known)).mean()
+
+
+def _everything(branch: HashModel, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if not isinstance(branch.backbone, Semantic):
+        raise TypeError(f"a branch with a {type(branch.backbone).__name__}: expected networks.Semantic for SSAH")
+    return branch.backbone.everything(branch.normalization(inputs))
+
+
+def _deceived(discriminator: nn.Module, features: Tensor, of_labels: Tensor) -> Tensor:
+    """What a discriminator gets wrong; the network behind ``features`` wants it to be more."""
+    told = discriminator(torch.cat([Reversed.apply(features), of_labels]))[:, 0]
+    truth = torch.cat([told.new_zeros(len(features)), told.new_ones(len(of_labels))])
+    return binary_cross_entropy_with_logits(told, truth)
+
+
+def _layer(entries: int, hidden: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(entries, hidden), nn.ReLU())
+
+
+def _discriminator(feature: int) -> nn.Module:
+    half = feature // 2
+    return nn.Sequential(
+        *(nn.Linear(feature, feature), nn.ReLU(), nn.Dropout()),
+        *(nn.Linear(feature, half), nn.ReLU(), nn.Dropout(), nn.Linear(half, 1)),
+    )
