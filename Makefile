@@ -2,7 +2,7 @@
 
 PYTHON  ?= python3
 VENV    ?= .venv
-DATASET ?= fashion-mnist
+DATASET ?= fashion-mnist openmoji
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.robret-installed
 STYLE   := $(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -42,8 +42,8 @@ test: data ## check everything: style, units, notebooks, the rendered book (10 t
 	$(BIN)/python book/render.py
 	$(BIN)/python -m pytest -n 2 -m book
 
-data: $(STAMP) ## get, verify and convert a data set: DATASET=fashion-mnist, cub, cars, sop, flickr25k, nus-wide or coco
-	@$(BIN)/python data_scripts/$(subst -,_,$(DATASET)).py
+data: $(STAMP) ## get, verify and convert what the chapters need; or DATASET=cub, another of data_scripts, or several
+	@$(foreach script,$(subst -,_,$(DATASET)),$(BIN)/python data_scripts/$(script).py &&) true
 
 bench: data ## measure what a step of each attack and defense costs, and the metrics
 	$(BIN)/python -m tests.benchmarks.attack_cost --write

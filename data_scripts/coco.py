@@ -16,7 +16,9 @@ Loaded at 256 pixels, the whole set takes 24 GB of memory: 122,218 images of 3 x
 
 import json
 import sys
-from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,42 +29,58 @@ from split_drawing import anywhere
 from split_lists import Sizes
 
 PARTS = ("train2014", "val2014")
+Understood = TypeVar("Understood")
 
 
 def annotations(read: Read) -> Annotations:
-    """What the two files of annotated objects say."""
+    """What the two files of annotated objects say of the photographs that show one."""
+    return everything(read).complete()
+
+
+def everything(read: Read) -> Annotations:
+    """What they say of all photographs, of a part in the order of their numbers.
+
+    Raises:
+        SourceError: if a file cannot be understood, or they do not fit together.
+    """
     names, labels, class_names = [], [], None
     for part in PARTS:
         member = f"annotations/instances_{part}.json"
-        ((_, content),) = read([member])
-        part_names, part_labels, part_class_names = of_part(content, member, part)
+        part_names, part_labels, part_class_names = understood(read, member, partial(objects, part))
         if class_names not in (None, part_class_names):
             raise SourceError(f"{member} has other categories than that of {PARTS[0]}")
         names, labels, class_names = names + part_names, [*labels, part_labels], part_class_names
     return Annotations(names, names, np.concatenate(labels), class_names)
 
 
-def of_part(content: bytes, member: str, part: str) -> tuple[list[str], np.ndarray, list[str]]:
-    """The photographs of a part that have a label, in the order of their numbers; their labels; the class names.
+def understood(read: Read, member: str, of: Callable[[dict[str, Any]], Understood]) -> Understood:
+    """What is made of a file of annotations.
 
     Raises:
-        SourceError: if the file is damaged, or an object is of no category of it or in no photograph of it.
+        SourceError: if it is damaged, or lacks something: as where an object is of no category or in no photograph.
     """
+    ((_, content),) = read([member])
     try:
-        said = json.loads(content)
-        class_names = sorted(category["name"] for category in said["categories"])
-        columns = {category["id"]: class_names.index(category["name"]) for category in said["categories"]}
-        files = {image["id"]: f"{part}/{image['file_name']}" for image in said["images"]}
-        shown = defaultdict(set)
-        for thing in said["annotations"]:
-            shown[files[thing["image_id"]]].add(columns[thing["category_id"]])
+        return of(json.loads(content))
     except (ValueError, KeyError, TypeError) as error:
         raise SourceError(f"{member} cannot be understood ({type(error).__name__}: {error})") from error
-    names = [files[number] for number in sorted(files) if files[number] in shown]
-    labels = np.zeros((len(names), len(class_names)), np.uint8)
-    for row, name in enumerate(names):
-        labels[row, list(shown[name])] = 1
-    return names, labels, class_names
+
+
+def files_of(part: str, said: dict[str, Any]) -> dict[int, str]:
+    """Where the photographs of a part are, by their numbers."""
+    return {image["id"]: f"{part}/{image['file_name']}" for image in said["images"]}
+
+
+def objects(part: str, said: dict[str, Any]) -> tuple[list[str], np.ndarray, list[str]]:
+    """The photographs of a part, in the order of their numbers; their labels; the class names."""
+    class_names = sorted(category["name"] for category in said["categories"])
+    columns = {category["id"]: class_names.index(category["name"]) for category in said["categories"]}
+    files = files_of(part, said)
+    rows = {number: row for row, number in enumerate(sorted(files))}
+    labels = np.zeros((len(rows), len(class_names)), np.uint8)
+    for thing in said["annotations"]:
+        labels[rows[thing["image_id"]], columns[thing["category_id"]]] = 1
+    return [files[number] for number in rows], labels, class_names
 
 
 HOST = "http://images.cocodataset.org"

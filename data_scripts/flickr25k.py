@@ -1,7 +1,8 @@
 """Packs MIRFLICKR-25K, in deep hashing called FLICKR-25K, where `robret_lib.data.load("flickr25k")` finds it.
 
 The set is Huiskes and Lew, "The MIR Flickr Retrieval Evaluation" (MIR 2008): 25,000 photographs. Its 38 labels are all
-annotation files: 24 concepts, and of 14 of them a stricter version, ``_r1``. Work on images and texts takes the 24.
+annotation files: 24 concepts, and of 14 of them a stricter version, ``_r1``. Work on images and texts takes the 24, as
+`flickr25k_tags` does.
 
 419 photographs have no label, 38 of them queries of the published split. They stay, as in the published code: such a
 query finds nothing, so the mean average precision cannot exceed 97.8 %.
@@ -17,6 +18,7 @@ machine.
 """
 
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -40,14 +42,14 @@ CLASSES = tuple(sorted((*CONCEPTS, *(f"{concept}_r1" for concept in STRICTER))))
 ANNOTATIONS = "mirflickr25k_annotations_v080"
 
 
-def annotations(read: Read) -> Annotations:
+def annotations(read: Read, classes: Sequence[str] = CLASSES) -> Annotations:
     """What the annotation files say, each a list of the numbers of photographs that have the label."""
-    members = {f"{ANNOTATIONS}/{name}.txt": column for column, name in enumerate(CLASSES)}
-    labels = np.zeros((PHOTOGRAPHS, len(CLASSES)), np.uint8)
+    members = {f"{ANNOTATIONS}/{name}.txt": column for column, name in enumerate(classes)}
+    labels = np.zeros((PHOTOGRAPHS, len(classes)), np.uint8)
     for member, content in read(list(members)):
         labels[[number - 1 for number in numbers(content, member)], members[member]] = 1
     names = [f"mirflickr/im{number}.jpg" for number in range(1, PHOTOGRAPHS + 1)]
-    return Annotations(names, names, labels, CLASSES)
+    return Annotations(names, names, labels, classes)
 
 
 def numbers(content: bytes, member: str) -> list[int]:

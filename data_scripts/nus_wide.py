@@ -40,7 +40,12 @@ IMAGE_LIST, CONCEPT_LIST = "ImageList/Imagelist.txt", "ConceptsList/Concepts81.t
 
 
 def annotations(file_of: Callable[[str], str], read: Read) -> Annotations:
-    """What the ground truth says of the photographs that show a frequent concept.
+    """What the ground truth says of the photographs that show a frequent concept; arguments as of `everything`."""
+    return everything(file_of, read).complete()
+
+
+def everything(file_of: Callable[[str], str], read: Read) -> Annotations:
+    """Which photographs show which of the frequent concepts.
 
     Args:
         file_of: where a photograph is, given its name, as ``actor/0001_2124494179.jpg``.
@@ -49,10 +54,7 @@ def annotations(file_of: Callable[[str], str], read: Read) -> Annotations:
     names = ["/".join(line.replace("\\", "/").split("/")[-2:]) for line in words(read, IMAGE_LIST)]
     concepts, shown = ground_truth(read, len(names))
     frequent = np.sort(np.argsort(-shown.sum(axis=1, dtype=np.int64), kind="stable")[:FREQUENT])
-    everything = Annotations(
-        names, [file_of(name) for name in names], shown[frequent].T, [concepts[row] for row in frequent]
-    )
-    return everything.only(everything.labels.any(axis=1))
+    return Annotations(names, [file_of(name) for name in names], shown[frequent].T, [concepts[row] for row in frequent])
 
 
 def ground_truth(read: Read, images: int) -> tuple[list[str], np.ndarray]:

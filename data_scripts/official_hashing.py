@@ -3,7 +3,8 @@
 A script describes its set as a `HashingSet` and calls `official.main`. The packed file holds of each photograph the
 middle: its shorter side becomes 256 pixels (bilinear), and of the longer one 256 stay. The middle 224 of that are the
 pixels that the published code shows the network. The split is that of published lists, where a person has put them
-beside the set (`split_lists`), else one of our own of the same size (`split_drawing`), which is said when it is made.
+into the folder named as the set (`split_lists`), else one of our own of the same size (`split_drawing`), which is said
+when it is made.
 
 In the packed file ``database`` is what neither asks nor trains. `robret_lib.data.load` searches in everything but the
 queries, so train is in the gallery, as in the published protocols.
@@ -33,18 +34,28 @@ class Annotations(NamedTuple):
         files: where each is, in the pieces of the form.
         labels: uint8 ``[N, C]`` of zeros and ones.
         class_names: one a column.
+        texts: what is said of each image, where the set has texts.
     """
 
     names: list[str]
     files: list[str]
     labels: np.ndarray
     class_names: Sequence[str]
+    texts: list[str] | None = None
 
     def only(self, kept: np.ndarray) -> "Annotations":
         """Those of the images that a mask keeps."""
         chosen = np.flatnonzero(kept)
-        names, files = ([texts[i] for i in chosen] for texts in (self.names, self.files))
-        return Annotations(names, files, self.labels[chosen], self.class_names)
+        names, files = ([values[i] for i in chosen] for values in (self.names, self.files))
+        texts = None if self.texts is None else [self.texts[i] for i in chosen]
+        return Annotations(names, files, self.labels[chosen], self.class_names, texts)
+
+    def complete(self) -> "Annotations":
+        """Those of the images that have a label and, where the set has texts, one that is not empty."""
+        kept = self.labels.any(axis=1)
+        if self.texts is not None:
+            kept &= np.array([text != "" for text in self.texts])
+        return self.only(kept)
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,7 @@ class HashingSet(official.PublishedSet):
         draw: our own split, where there are no lists.
         marks: how many labels all images have together, where known.
         reduced: how many images a copy has that is said to be in circulation and to lack some; None if there is none.
+        with_texts: whether its annotations have texts.
     """
 
     classes: int
@@ -79,12 +91,13 @@ class HashingSet(official.PublishedSet):
     draw: Draw
     marks: int | None = None
     reduced: int | None = None
+    with_texts: bool = False
 
     def pack(self, layout: HashingForm, read: Read, output: Path) -> None:
         whole = layout.annotations(read)
         check_annotations(whole, self)
         there = self._there(whole, read)
-        split = self._split(whole, there, [output.parent / folder for folder in self.folders])
+        split = self._split(whole, there, output.parent / self.name)
         annotations = whole.only(there)
         check_sizes(split, self)
         write_jpeg_files(
@@ -94,11 +107,14 @@ class HashingSet(official.PublishedSet):
             annotations.class_names,
             annotations.names,
             split.tolist(),
+            annotations.texts,
         )
 
     def check(self, packed: PackedFile) -> None:
         if packed.labels.shape[1:] != (self.classes,):
             raise SourceError(f"its labels are of shape {tuple(packed.labels.shape)}; expected {self.classes} columns")
+        if self.with_texts and packed.texts is None:
+            raise SourceError("it has no texts")
         check_sizes(np.array([]) if packed.split is None else packed.split, self)
 
     def summary(self, path: Path) -> str:
@@ -121,9 +137,9 @@ class HashingSet(official.PublishedSet):
                 print(f"  {reduced_message(len(missing), missing[0], self)}")
         return there
 
-    def _split(self, whole: Annotations, there: np.ndarray, folders: Sequence[Path]) -> np.ndarray:
-        """The split of the images that are there."""
-        if (lists := found_lists(folders, self.classes)) is not None:
+    def _split(self, whole: Annotations, there: np.ndarray, folder: Path) -> np.ndarray:
+        """The split of the images that are there; the folder may hold lists."""
+        if (lists := found_lists(folder, self.classes)) is not None:
             split = lists.split(whole.names, self.sizes)
             print(f"  split: {lists.description(whole.names, whole.labels)}")
             return split[there]

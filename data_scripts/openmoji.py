@@ -16,6 +16,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +30,9 @@ from tqdm import tqdm
 import official
 from members import add_members
 from official_files import Piece, Read, SourceError
-from robret_lib import data
+from robret_lib.data.jpeg import jpeg_file
 from robret_lib.data.packed import PackedFile
+from robret_lib.data.packed_writing import write_jpeg_files
 from robret_lib.data.texts import encoded
 from split_drawing import anywhere
 from split_lists import Sizes
@@ -88,17 +90,18 @@ class OpenMoji(official.PublishedSet):
 
     def pack(self, layout: official.Form, read: Read, output: Path) -> None:
         drawings, license = described(read)
+        if len(drawings) != self.sizes.images:
+            raise SourceError(f"{ABOUT} has {len(drawings):,} drawings of their own; expected {self.sizes.images:,}")
         split = anywhere([drawing.hexcode for drawing in drawings], np.empty(0), self.sizes)
         groups = sorted({drawing.group for drawing in drawings})
-        data.write_packed(
+        write_jpeg_files(
             output,
-            rendered(drawings, read),
+            (jpeg_file(picture, QUALITY) for picture in rendered(drawings, read)),
             [groups.index(drawing.group) for drawing in drawings],
             groups,
-            names=[drawing.hexcode for drawing in drawings],
-            split=split.tolist(),
-            quality=QUALITY,
-            texts=[drawing.text for drawing in drawings],
+            [drawing.hexcode for drawing in drawings],
+            split.tolist(),
+            [drawing.text for drawing in drawings],
         )
         add_members(
             output,
@@ -107,8 +110,12 @@ class OpenMoji(official.PublishedSet):
         )
 
     def check(self, packed: PackedFile) -> None:
-        if packed.texts is None or len(packed) != self.sizes.images:
-            raise SourceError(f"{len(packed):,} images; expected {self.sizes.images:,} with texts")
+        if packed.texts is None:
+            raise SourceError("it has no texts")
+        roles = Counter(() if packed.split is None else packed.split.tolist())
+        if (len(packed), roles["query"], roles["train"]) != self.sizes[:3]:
+            found = f"{len(packed):,} images, {roles['query']:,} of query and {roles['train']:,} of train"
+            raise SourceError(f"there are {found}; expected {self.sizes}")
 
     def summary(self, path: Path) -> str:
         sizes = self.sizes
@@ -151,7 +158,7 @@ def rendered(drawings: list[Drawing], read: Read) -> Iterator[Image.Image]:
         SourceError: if one cannot be rendered.
     """
     files = dict(read([each.file for each in drawings]))
-    for each in tqdm(drawings, desc="drawings"):
+    for each in tqdm(drawings, "packing openmoji", unit=" images", disable=None):
         try:
             yield picture(files[each.file].decode())
         except ValueError as error:

@@ -123,20 +123,19 @@ class SplitLists:
         return f"the list {STEMS[role]!r} in {self.folder}"
 
 
-def found_lists(folders: Sequence[Path], classes: int) -> SplitLists | None:
-    """The lists in the first folder that has some.
+def found_lists(folder: Path, classes: int) -> SplitLists | None:
+    """The lists in a folder, if it has some.
 
     Raises:
         SourceError: if those of query or train are missing there, or one makes no sense.
     """
-    for folder in folders:
-        for read in (read_pair, read_lines):
-            rows = {role: found for role, stem in STEMS.items() if (found := read(folder, stem, classes))}
-            if rows and not {"query", "train"} <= rows.keys():
-                missing = sorted(STEMS[role] for role in {"query", "train"} - rows.keys())
-                raise SourceError(f"{folder} has a list of {', '.join(rows)}, but none named {', '.join(missing)}")
-            if rows:
-                return SplitLists(folder, rows)
+    for read in (read_pair, read_lines):
+        rows = {role: found for role, stem in STEMS.items() if (found := read(folder, stem, classes))}
+        if rows and not {"query", "train"} <= rows.keys():
+            missing = sorted(STEMS[role] for role in {"query", "train"} - rows.keys())
+            raise SourceError(f"{folder} has a list of {', '.join(rows)}, but none named {', '.join(missing)}")
+        if rows:
+            return SplitLists(folder, rows)
     return None
 
 

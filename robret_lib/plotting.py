@@ -130,6 +130,30 @@ def searches(found: Mapping[str, tuple[Image, Sequence[Image], Sequence[bool]]])
     return figure, axes
 
 
+def searches_in_words(
+    found: Mapping[str, tuple[Image, Sequence[str], Sequence[bool]]], width: int = 52
+) -> tuple[Figure, np.ndarray]:
+    """Searches below each other, of images among texts: a query and its first answers, and whether each is right.
+
+    Args:
+        found: By label, the query ``[C,H,W]``, its answers, best first, and whether each has the query's class.
+        width: Of an answer in letters; longer ones are cut.
+
+    Returns:
+        The figure and its axes, ``[searches, 2]``.
+    """
+    figure, axes = _image_axes([1.4, 4.6], rows=len(found), height=1.5)
+    for (ax, told), (label, (query, answers, correct)) in zip(axes, found.items(), strict=True):
+        _show(ax, _pixels(query))
+        ax.set_ylabel(textwrap.fill(label, 14), rotation=0, ha="right", va="center")
+        told.axis("off")
+        for place, (answer, is_correct) in enumerate(zip(answers, correct, strict=True)):
+            line = f"{'✓' if is_correct else '✗'} {textwrap.shorten(answer, width, placeholder='…')}"
+            height = 1 - (place + 0.5) / len(answers)
+            told.text(0.02, height, line, color=CORRECT if is_correct else WRONG, va="center", fontsize=9)
+    return figure, axes
+
+
 class Photograph:
     """A picture that a notebook stores as a JPEG file, many times smaller than PNG where it shows photographs."""
 

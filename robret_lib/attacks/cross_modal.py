@@ -14,7 +14,7 @@ from robret_lib.attacks.answers import need_classes
 from robret_lib.attacks.attack import Benign, Plan
 from robret_lib.attacks.codes import Away
 from robret_lib.attacks.gallery import Gallery
-from robret_lib.attacks.relaxed import check_drawing, drawn_items
+from robret_lib.attacks.relaxed import check_drawing, check_known, drawn_items, known_items
 from robret_lib.data import relevance
 from robret_lib.fields import check_count, check_number
 from robret_lib.hamming import codes_of
@@ -55,7 +55,7 @@ class TripletReversal(Away):
 
     def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor:
         """Gallery positions ``[B, 2n]``, the nearest, then the farthest."""
-        count = len(benign.gallery)
+        count = len(benign.gallery) - (benign.own is not None)
         if count < 2 * self.items:
             raise ValueError(f"a gallery of {count} items: expected at least {2 * self.items}, near and far ones")
         codes = benign.embeddings if self.anchors is None else self.anchors.to(benign.embeddings)
@@ -95,11 +95,12 @@ class PairwiseReversal(Away):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_drawing(self.items, 1, 1.0)
+        check_known(self.own_kind)
 
     def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor:
         """Positions ``[B, items]`` in the gallery, or ``[B, 2 items]`` with those in ``own_kind``."""
         need_classes(self, benign)
-        galleries = [benign.gallery] if self.own_kind is None else [benign.gallery, self.own_kind]
+        galleries = [benign.gallery] if self.own_kind is None else [benign.gallery, known_items(self.own_kind, benign)]
         drawn = [
             drawn_items(torch.ones(len(benign), len(each), dtype=torch.bool), self.items, generator)
             for each in galleries

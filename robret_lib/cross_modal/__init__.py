@@ -4,6 +4,7 @@
 `triplets`, `surrogates` and `ranked_pairs` are what AACH and EQB2A make of that. The attacks are `attacks.cross_modal`.
 """
 
+from robret_lib.cross_modal.black_box import BlackBox
 from robret_lib.cross_modal.center_guided import CenterGuidedPairs
 from robret_lib.cross_modal.dcmh import DCMH
 from robret_lib.cross_modal.engine import Asked, Engine, Kind
@@ -29,6 +30,7 @@ __all__ = [
     "SSAH",
     "Answers",
     "Asked",
+    "BlackBox",
     "CenterGuidedPairs",
     "CodeOracle",
     "Engine",

@@ -54,7 +54,8 @@ class ImagesAndTexts(nn.Module):
             given = f"bags {bags.dtype} {tuple(bags.shape)}, labels {tuple(labels.shape)}"
             raise ValueError(f"{given}: expected float [N, 1, 1, V], one for each row of labels")
         self.loss, self.classes = loss, labels.shape[1]
-        self.texts = hashlib.sha256(bags.cpu().numpy()).hexdigest()[:16]  # so that a checkpoint tells them from others
+        told = bags.cpu().contiguous().numpy()
+        self.texts = hashlib.sha256(told).hexdigest()[:16]  # so that a checkpoint tells them from others
         self._rows: Tensor | None = None
         self.register_buffer("bags", bags, persistent=False)
 

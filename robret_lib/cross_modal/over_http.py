@@ -5,10 +5,11 @@ A question and an answer are ``.safetensors`` files, so that nothing is unpickle
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.request import ProxyHandler, Request, build_opener
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -23,6 +24,8 @@ LARGEST = 2**30
 
 TIMEOUT = 300  # seconds
 
+DIRECTLY = build_opener(ProxyHandler({}))  # a proxy that the environment names does not know this machine's engines
+
 
 class EngineError(RuntimeError):
     """An engine could not be reached, or would not answer; the message is its own."""
@@ -36,11 +39,11 @@ def server(oracle: CodeOracle, port: int = 0) -> HTTPServer:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            self._reply(*answer(oracle, self.path, self._read()))
-
-        def _read(self) -> bytes:
-            size = int(self.headers.get("Content-Length") or 0)
-            return self.rfile.read(size) if size <= LARGEST else b""
+            size = self.headers.get("Content-Length", "")
+            if not size.isdecimal() or int(size) > LARGEST:
+                self._reply(413, f"a question of {size or 'unknown'} bytes: expected at most {LARGEST}".encode())
+            else:
+                self._reply(*answer(oracle, self.path, self.rfile.read(int(size))))
 
         def _reply(self, status: int, content: bytes) -> None:
             self.send_response(status)
@@ -63,7 +66,7 @@ def answer(oracle: CodeOracle, path: str, question: bytes) -> tuple[int, bytes]:
         found = oracle(asked["images"], asked["bags"])
     except QueryBudgetSpent as error:
         return 429, str(error).encode()
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
         return 400, f"{type(error).__name__}: {error}".encode()
     return 200, save({"image_codes": found.image_codes, "text_codes": found.text_codes})
 
@@ -92,14 +95,17 @@ def encoder_at(port: int, host: str = LOOPBACK) -> Encode:
 
     def encode(images: Tensor, bags: Tensor) -> tuple[Tensor, Tensor]:
         question = save({"images": images.cpu().contiguous(), "bags": bags.cpu().contiguous()})
+        if len(question) > LARGEST:  # an engine that does not read it may be gone before it is sent
+            raise EngineError(f"a question of {len(question)} bytes: expected at most {LARGEST}; ask for fewer pairs")
         try:
-            with urlopen(Request(f"http://{host}:{port}{PATH}", data=question), timeout=TIMEOUT) as response:
+            with DIRECTLY.open(Request(f"http://{host}:{port}{PATH}", data=question), timeout=TIMEOUT) as response:
                 found = load(response.read())
+            codes = found["image_codes"], found["text_codes"]
         except HTTPError as error:
             said = error.read().decode(errors="replace")
             raise (QueryBudgetSpent(said) if error.code == 429 else EngineError(said)) from error
-        except (URLError, OSError, SafetensorError) as error:
+        except (URLError, OSError, HTTPException, SafetensorError, KeyError) as error:
             raise EngineError(f"no answer from {host}:{port}: {error}") from error
-        return found["image_codes"].to(images.device), found["text_codes"].to(bags.device)
+        return codes[0].to(images.device), codes[1].to(bags.device)
 
     return encode

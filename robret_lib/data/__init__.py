@@ -4,7 +4,8 @@ Fashion-MNIST is Xiao, Rasul and Vollgraf, "Fashion-MNIST: a novel image dataset
 learning algorithms" (2017); searching its test images in themselves is how the published ranking attacks
 (RobRank) use it. The grocery photographs are Klasson, Zhang and Kjellström, "A hierarchical grocery store image dataset
 with visual and semantic labels" (WACV 2019), a small part of them. The official sets of metric learning, CUB-200-2011,
-CARS-196 and Stanford Online Products, are packed by a script each; ``data_scripts/README.md`` says what they take.
+CARS-196 and Stanford Online Products, are packed by a script each, and so are those of hashing, and OpenMoji, the
+drawings with words that the chapter on images and texts uses; ``data_scripts/README.md`` says what they take.
 """
 
 import hashlib
@@ -78,8 +79,9 @@ def load(
     Args:
         name: ``"fashion-mnist"``; ``"grocery"``, the photographs that are part of the library (`GROCERY`); or a
             packed .npz (see `write_packed`): its path, or the bare name of one in `data_root`, as ``"cub"``,
-            ``"cars"``, ``"sop"``, ``"flickr25k"``, ``"nus_wide"`` (or ``"nus-wide"``) and ``"coco"``, which the scripts
-            of ``data_scripts`` make of the official sets.
+            ``"cars"``, ``"sop"``, ``"flickr25k"``, ``"nus_wide"`` (or ``"nus-wide"``), ``"coco"`` and, with texts,
+            ``"openmoji"``, ``"flickr25k_tags"``, ``"nus_wide_tags"`` and ``"coco_captions"``, which the scripts of
+            ``data_scripts`` make of the official sets.
         scale: ``"full"`` takes everything. ``"quick"`` keeps the whole of train and at most 2,000 queries and
             2,000 gallery images: of Fashion-MNIST the first 2,000 test images; of a packed file two images of
             every class in turn until the 2,000 are full, so that they still have matches (of multi-hot labels
@@ -90,9 +92,10 @@ def load(
 
     Returns:
         Images uint8 ``[N, 1, size, size]`` (Fashion-MNIST) or ``[N, 3, size, size]`` (packed), labels int64
-        ``[N]`` or uint8 ``[N, classes]``. A packed file fills the roles by its ``split`` member; else by the
-        pair of files it belongs to (``_train_`` and ``_test_`` in their names); else the first half of its
-        classes trains and the second half is searched in itself. ``.protocol`` says which.
+        ``[N]`` or uint8 ``[N, classes]``, texts where the packed file has some. A packed file fills the roles by
+        its ``split`` member; else by the pair of files it belongs to (``_train_`` and ``_test_`` in their names);
+        else the first half of its classes trains and the second half is searched in itself. ``.protocol`` says
+        which.
 
     Raises:
         DataError: if the set is not there (the message says how to get it), is damaged, or an argument is

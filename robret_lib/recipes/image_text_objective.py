@@ -95,7 +95,7 @@ def _defended(
     for each, codes in zip(known, _codes(original, train.images, bags), strict=True):
         each.fill(codes)
     of_images = PGD(recipe.eps, recipe.inner_step, recipe.inner_steps, random_start=True)
-    of_texts = WordFlips(recipe.flips, at_once=recipe.flips)
+    of_texts = WordFlips(recipe.flips)
     return CenterGuidedPairs(loss, of_images, of_texts, *known, recipe.adversarial_weight)
 
 

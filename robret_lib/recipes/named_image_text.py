@@ -60,6 +60,9 @@ TUNING = {
 }
 """Of the defense: the attack on images of CgAT; three words of each text."""
 
+TUNING_OF_DRAWINGS = TUNING | {"inner_step": 4 / 255, "inner_steps": 4}
+"""Which reaches as far in half the time."""
+
 
 def for_images_and_texts(name: str, scale: str, **changes: object) -> ImageTextRecipe:
     """The recipe for a data set with texts, with the named fields changed.
@@ -96,7 +99,8 @@ def defended_images_and_texts(
         changes: Fields of `ImageTextRecipe`, of the tuning.
     """
     origin = for_images_and_texts(name, scale) if origin is None else origin
-    return replace(origin, **(TUNING | {"origin": origin, "steps": max(1, origin.steps // 3)} | changes))
+    tuning = TUNING_OF_DRAWINGS if name == "openmoji" else TUNING
+    return replace(origin, **(tuning | {"origin": origin, "steps": max(1, origin.steps // 3)} | changes))
 
 
 def image_text_data_of(name: str, scale: str) -> RetrievalData:

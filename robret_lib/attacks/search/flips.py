@@ -18,7 +18,7 @@ class WordFlips:
 
     Greedy: by the gradient, an entry x changes the loss by about ``(1 - 2x) dL/dx`` when it is flipped. Those that
     promise most are flipped, ``at_once`` at a time, none twice; which bag is returned is said by the loss, not by the
-    promise, so that more words never leave a larger one. Published attacks on bags move all entries a little (CMLA), to
+    promise, so that, one at a time, more words never leave a larger one. Published attacks on bags move all entries a little (CMLA), to
     which no text belongs; this search is of our own.
 
     Args:
@@ -44,7 +44,7 @@ class WordFlips:
         if not self.words:
             return images.clone()
         best, x, fixed = Best(images), images, torch.zeros_like(images, dtype=torch.bool)
-        words = min(self.words, images[0].numel())
+        words = min(self.words, images.shape[1:].numel())
         with frozen(model):
             for done in range(0, words, self.at_once):
                 loss, gradient = losses_and_gradient(model, x, loss_fn, nan, done / words)

@@ -1,0 +1,110 @@
+"""AACH from the first question to the last query: what an attacker has who may ask M times and sees codes alone.
+
+Stage 1 asks (`oracle`), stages 2 and 3 make triplets of the answers and surrogates of the triplets (`triplets`,
+`surrogates`), stage 4 moves queries until the surrogates mistake them (`attacks.cross_modal.TripletReversal`); stage 5,
+how bad the engine's answers have become, is for who owns the labels (`Engine.precisions`). Li et al., ICCV 2021;
+reconstructed by us.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Generator, Tensor, manual_seed, random
+
+from robret_lib import attacks, models, training
+from robret_lib.attacks import Gallery, Result, Search
+from robret_lib.attacks.cross_modal import TripletReversal
+from robret_lib.attacks.relaxed import OnCodes
+from robret_lib.cross_modal.engine import OTHER, Asked, Kind
+from robret_lib.cross_modal.networks import ImageTextModel, text_model, with_small_head
+from robret_lib.cross_modal.oracle import Answers, CodeOracle
+from robret_lib.cross_modal.surrogates import OfAnswers, SurrogateTriplets, learned
+
+ACROSS = TripletReversal(sharpness="own")
+"""The attack of stage 4, with the surrogate's own codes as anchors: no further question."""
+
+
+HEAD = "head"
+"""In place of a backbone: EfficientNet-Lite0 as ImageNet left it, with a new head."""
+
+HIDDEN = (1024, 1024)
+"""Of a surrogate of texts, as of EQB2A."""
+
+
+def surrogate_networks(backbone: str, words: int, bits: int, seed: int = 0) -> ImageTextModel:
+    """New networks for an attacker, who knows how long codes are and chooses the rest.
+
+    Args:
+        backbone: `HEAD`, which learns fast and of few answers; or a name of `models.build`, of which all weights learn,
+            "efficientnet_lite0" from those of ImageNet, others from none.
+        words: Entries of a bag.
+        bits: Of a code.
+        seed: Of what is drawn.
+    """
+    with random.fork_rng([]):
+        manual_seed(seed)
+        if backbone == HEAD:
+            images = with_small_head("efficientnet_lite0", bits)
+        else:
+            images = models.build(backbone, bits, backbone == "efficientnet_lite0", "H")
+        return ImageTextModel(images, text_model(words, bits, HIDDEN))
+
+
+@dataclass(frozen=True, eq=False)
+class BlackBox:
+    """An attacker after stage 3.
+
+    Args:
+        answers: All that the engine has said.
+        surrogates: Networks that give nearly the codes it gives.
+    """
+
+    answers: Answers
+    surrogates: ImageTextModel
+
+    @classmethod
+    def of(
+        cls,
+        oracle: CodeOracle,
+        asked: Asked,
+        surrogates: ImageTextModel,
+        schedule: training.Schedule,
+        loss: Callable[[Answers], OfAnswers] = SurrogateTriplets,
+        progress: bool = False,
+    ) -> "BlackBox":
+        """Ask for all pairs of ``asked``, whose labels are not looked at, and train the surrogates, in place.
+
+        Raises:
+            QueryBudgetSpent: These are more pairs than the oracle still answers.
+        """
+        answers = oracle(asked.images, asked.texts)
+        device = next(surrogates.parameters()).device
+        answers = Answers(*(part.to(device) for part in answers))
+        return cls(answers, learned(surrogates, loss(answers), answers, schedule, progress))
+
+    def gallery(self, kind: Kind) -> Gallery:
+        """What queries of a kind are compared with: the items of the other kind, by the codes that were answered."""
+        codes = {"images": self.answers.image_codes, "texts": self.answers.text_codes}[OTHER[kind]]
+        return Gallery(codes.float(), "H")
+
+    def attacked(
+        self,
+        kind: Kind,
+        queries: Tensor,
+        search: Search,
+        attack: OnCodes = ACROSS,
+        generator: Generator | None = None,
+        progress: bool = False,
+    ) -> Result:
+        """Adversarial queries, made for the surrogates.
+
+        Args:
+            kind: Of the queries.
+            queries: Images ``[B, C, H, W]``, or bags of words ``[B, 1, 1, V]``.
+            search: As `AutoPGD` of images, `WordFlips` of bags.
+            attack: On codes, without labels. For anchors by the engine, ``TripletReversal("own", anchors=codes)``, with
+                the codes of a further question for each query.
+            generator, progress: As of `attacks.run`.
+        """
+        network, gallery = getattr(self.surrogates, kind), self.gallery(kind)
+        return attacks.run(attack, network, queries, gallery, search, generator=generator, progress=progress)
