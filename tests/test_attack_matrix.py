@@ -25,6 +25,7 @@ from robret_lib.attacks import (
     ranking,
 )
 from robret_lib.attacks.codes import CenterCode, HammingAdversary, OwnCode, Precision
+from robret_lib.attacks.cross_modal import PairwiseReversal, TripletReversal
 from robret_lib.attacks.relevant_codes import RelevantCodes, TowardsRelevantCodes
 from robret_lib.attacks.search.descent import Descent
 from robret_lib.attacks.target_labels import draw_labels
@@ -196,6 +197,8 @@ def hash_attacks(labels, gallery_labels):
         "CgA": CenterCode(),
         "SAAT": CenterCode("rising", weights="cosine", masked=True),
         "precision": Precision("relative", items=20, others=60),
+        "AACH": TripletReversal(),
+        "CMLA": PairwiseReversal("own"),
         "SDHA, targeted": TowardsRelevantCodes(wanted=wanted),
         "P2P": PointToSet("rising", wanted=wanted, items=1),
         "DHTA": PointToSet(wanted=wanted),

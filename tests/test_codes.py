@@ -234,6 +234,49 @@ def test_a_relative_sharpness_is_five_over_the_size_of_the_outputs():
     assert size_of(torch.zeros(3, 4)) == 1
 
 
+def test_an_own_sharpness_is_five_over_the_size_of_the_outputs_of_each_image():
+    """Whatever the gallery's are, and whatever stands beside it in a batch; of outputs of 0 it is five."""
+    embeddings = torch.tensor([[3.0, -4.0], [0.01, 0.02], [0.0, 0.0], [-700.0, 1.0]])
+    outputs, alphas = torch.randn(4, 2, generator=seeded()), [5 / 12.5**0.5, 5 / 0.00025**0.5, 5, 5 / 245000.5**0.5]
+    expected = [
+        (torch.tanh(alpha * output) * codes_of(own)).mean().item()
+        for alpha, output, own in zip(alphas, outputs, embeddings, strict=True)
+    ]
+    for scale in (1e-3, 1.0, 1e3):
+        benign = Benign(Gallery(scale * torch.randn(6, 2, generator=seeded(1)), "H"), embeddings)
+        plan = OwnCode("own").plan(benign, None)
+        assert plan.at is None and plan.loss(outputs).tolist() == pytest.approx(expected, rel=1e-5)
+        for rows in (slice(1, 3), torch.tensor([3, 0])):
+            part = OwnCode("own").plan(benign[rows], None).loss(outputs[rows])
+            assert torch.equal(part, plan.loss(outputs)[rows])
+    assert torch.equal(size_of(embeddings, dim=1)[:, 0], torch.stack([size_of(each) for each in embeddings]))
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_with_an_own_sharpness_batches_do_not_matter(world, name):
+    model, images, labels, gallery = world
+    attack = replace(ATTACKS[name], sharpness="own")
+    whole, parts = (
+        attacks.run(attack, model, images, gallery, PGD(0.1, 0.02, 5), labels=labels, generator=seeded(), batch_size=n)
+        for n in (QUERIES, 5)
+    )
+    assert torch.allclose(whole.images, parts.images, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["precision", "CgA", "own"])
+@pytest.mark.parametrize("factor", [1 / 64, 64])
+def test_on_a_gallery_of_another_scale_an_own_sharpness_finds_more_than_a_relative_one(trained_world, name, factor):
+    """As where texts are searched by images; and as much as where both are alike."""
+    model, images, labels, gallery = trained_world
+    other, left = Gallery(factor * gallery.embeddings, "H", labels=gallery.labels), {}
+    for sharpness, items in (("own", other), ("relative", other), ("own", gallery)):
+        attack, search = replace(ATTACKS[name], sharpness=sharpness), AutoPGD(EPS, 10)
+        found = attacks.run(attack, model, images, items, search, labels=labels, generator=seeded())
+        left[sharpness, items is other] = found.measured["average_precision"].mean().item()
+    assert left["own", True] < left["relative", True] - 5
+    assert left["own", True] == pytest.approx(left["own", False], abs=0.5)
+
+
 def test_without_classes_only_the_bits_are_measured(world):
     model, images, _, gallery = world
     unlabeled = Gallery(gallery.embeddings, "H")

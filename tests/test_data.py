@@ -19,7 +19,7 @@ from torchvision.transforms import CenterCrop
 from robret_lib import data
 from robret_lib.data import DataError, Protocol, RetrievalData, Split
 from robret_lib.data.packed import read_packed
-from robret_lib.data.packed_splits import first_in_turn
+from robret_lib.data.packed_splits import first_in_turn, load_packed
 from robret_lib.data.packed_writing import write_jpeg_files
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -378,6 +378,10 @@ def test_pillow_images_of_any_size_and_mode_can_be_written(tmp_path: Path) -> No
         ({"labels": np.ones((3, 5), int)}, "5 columns for 2 class names"),
         ({"names": ["x"]}, "'name' has 1"),
         ({"split": ["train"] * 3}, "'split' holds \\['train'\\]"),
+        ({"texts": ["x"]}, "3 images, but 'text' has 1"),
+        ({"texts": ["x", "a\0b", "z"]}, "'text' 1 is 'a.*; expected a text without NUL characters"),
+        ({"texts": ["x", "y", "caf\udce9"]}, "'text' 2 is 'caf.*, which UTF-8 cannot hold"),
+        ({"texts": ["x", 7, "z"]}, "'text' 1 is 7, a int; expected a str"),
         ({"images": []}, "holds no images"),
         ({"images": [torch.zeros(3, 4, 4)] * 3}, "expected uint8 \\[3"),
         ({"images": torch.zeros(3, 1, 4, 4, dtype=torch.uint8)}, "expected uint8 \\[3"),
@@ -440,6 +444,8 @@ def test_a_missing_member_is_named(tmp_path: Path, member: str) -> None:
         ("label", lambda a: np.array(["x", object()], dtype=object), "cannot be read"),
         ("class_names", lambda a: a.astype(str), "'class_names' is <U"),
         ("split", lambda a: np.array([b"train", b"test", b"valid"]), "'split' holds"),
+        ("text", lambda a: np.array([b"a bird", b"a fish"]), "3 images, but 'text' has 2 entries"),
+        ("text", lambda a: np.array(["a bird"] * 3), "'text' is <U6"),
     ],
 )
 def test_members_that_do_not_fit_are_refused(tmp_path: Path, member: str, change, message: str) -> None:
@@ -515,6 +521,76 @@ def test_a_jpeg_cut_short_is_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **stored)
     with pytest.raises(DataError, match="image 1 does not decode.*truncated"):
         data.load(tmp_path / "a.npz")
+
+
+# --- texts of a packed file -----------------------------------------------------------------------
+
+
+def some_texts(count: int) -> list[str]:
+    """A text for each image like no other; some are longer, one is empty."""
+    return [f"ein Käfer, {position} " * position for position in range(count)]
+
+
+def test_texts_are_written_and_read(tmp_path: Path) -> None:
+    texts = ["", "a  bird, 鸟 ", "two\nlines", "ends in a blank "]
+    assert read_packed(write(tmp_path / "a.npz", [0, 1, 0, 1], texts=texts)).texts == tuple(texts)
+    assert members(tmp_path / "a.npz")["text"].dtype.kind == "S"
+    assert read_packed(write(tmp_path / "b.npz", [0, 1], texts=["", ""])).texts == ("", "")
+    assert read_packed(write(tmp_path / "c.npz", [0, 1])).texts is None
+
+
+def test_bytes_in_texts_that_are_no_utf_8_are_replaced(tmp_path: Path) -> None:
+    stored = members(write(tmp_path / "a.npz", [0, 1], texts=["x", "y"]))
+    np.savez(tmp_path / "a.npz", **{**stored, "text": np.array([b"caf\xe9", b"caf\xc3\xa9"])})
+    assert read_packed(tmp_path / "a.npz").texts == ("caf\ufffd", "café")
+
+
+def assert_texts_are_with_their_images(part: Split, positions: list[int], texts: list[str]) -> None:
+    assert part.texts == tuple(texts[position] for position in positions)
+    assert (part.images.int() - pictures(len(texts))[positions].int()).abs().float().mean() < 2
+
+
+@pytest.mark.parametrize(
+    ("split", "train", "query", "gallery"),
+    [
+        (["query", "train", "database", "train", "query"], [1, 3], [0, 4], [1, 2, 3]),
+        (["test", "train", "test", "train", "test"], [1, 3], [0, 2, 4], [0, 2, 4]),
+        (None, [1, 4], [0, 2, 3], [0, 2, 3]),  # half of the classes
+    ],
+)
+def test_texts_come_back_with_their_images_in_every_role(tmp_path: Path, split, train, query, gallery) -> None:
+    labels = [1, 0, 2, 2, 0]
+    texts = some_texts(len(labels))
+    loaded = data.load(write(tmp_path / "a.npz", labels, split=split, texts=texts))
+    for part, positions in ((loaded.train, train), (loaded.query, query), (loaded.gallery, gallery)):
+        assert_texts_are_with_their_images(part, positions, texts)
+
+
+def test_texts_of_a_pair_of_files_come_back_with_their_images(tmp_path: Path) -> None:
+    texts = {"train": some_texts(3), "test": some_texts(4)}
+    for side, labels in (("train", [0, 0, 1]), ("test", [2, 3, 3, 2])):
+        data.write_packed(tmp_path / f"a_{side}.npz", pictures(len(labels)), labels, list("abcd"), texts=texts[side])
+    loaded = data.load(tmp_path / "a_train.npz")
+    assert_texts_are_with_their_images(loaded.train, [0, 1, 2], texts["train"])
+    assert_texts_are_with_their_images(loaded.gallery, [0, 1, 2, 3], texts["test"])
+
+
+def test_texts_of_fewer_images_are_those_of_these_images(tmp_path: Path) -> None:
+    labels = [0, 0, 0, 1, 1, 1, 2, 2]
+    texts = some_texts(len(labels))
+    write(tmp_path / "a.npz", labels, split=["train"] + ["test"] * 7, texts=texts)
+    assert_texts_are_with_their_images(load_packed(tmp_path / "a.npz", limit=4).gallery, [1, 2, 3, 4], texts)
+
+
+def test_texts_stay_with_their_images_when_they_are_mixed(tmp_path: Path) -> None:
+    labels = [0, 1, 2, 0, 1, 2, 0]
+    texts = some_texts(len(labels))
+    plain = data.load(write(tmp_path / "a.npz", labels, split=["query", "train"] + ["database"] * 5, texts=texts))
+    mixed = data.mixed(plain)
+    positions = [texts.index(text) for text in mixed.gallery.texts]
+    assert sorted(positions) == [1, 2, 3, 4, 5, 6] and positions != sorted(positions)
+    assert_texts_are_with_their_images(mixed.gallery, positions, texts)
+    assert mixed.gallery.labels.tolist() == [labels[position] for position in positions]
 
 
 # --- roles of a packed file -----------------------------------------------------------------------

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple, get_args
 
+import torch
 from torch import Tensor
 
 from robret_lib.attacks import Gallery
@@ -29,15 +30,17 @@ class Asked(NamedTuple):
     labels: Tensor
 
     @classmethod
-    def of(cls, split: Split, vocabulary: Vocabulary, count: int | None = None) -> "Asked":
-        """The first ``count`` of a split, or all.
+    def of(cls, split: Split, vocabulary: Vocabulary, rows: int | Tensor | None = None) -> "Asked":
+        """The first so many of a split, or those at positions ``[Q]``, or all.
 
         Raises:
             DataError: It has no texts.
         """
         if split.texts is None:
             raise DataError("a split without texts: expected one of a packed file with a 'text' member")
-        return cls(split.images[:count], vocabulary.bags(split.texts[:count]), split.labels[:count])
+        rows = rows if isinstance(rows, Tensor) else torch.arange(len(split))[:rows]
+        texts = [split.texts[row] for row in rows.tolist()]
+        return cls(split.images[rows], vocabulary.bags(texts), split.labels[rows])
 
 
 @dataclass(frozen=True, eq=False)

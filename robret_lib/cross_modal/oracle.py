@@ -30,7 +30,9 @@ class Answers(NamedTuple):
     image_codes: Tensor
     text_codes: Tensor
 
-    def __len__(self) -> int:
+    @property
+    def pairs(self) -> int:
+        """M, how many there are."""
         return len(self.images)
 
 
@@ -90,7 +92,7 @@ def encoder(model: ImageTextModel) -> Encode:
 def check_answers(answers: Answers) -> None:
     """Raise a ValueError unless they are codes of at least two pairs."""
     sizes = {len(part) for part in answers}
-    if len(sizes) != 1 or len(answers) < 2 or answers.image_codes.shape != answers.text_codes.shape:
+    if len(sizes) != 1 or answers.pairs < 2 or answers.image_codes.shape != answers.text_codes.shape:
         shapes = [tuple(part.shape) for part in answers]
         raise ValueError(f"answers of shapes {shapes}: expected at least two pairs, and a code of each half")
     for codes in answers[2:]:

@@ -24,8 +24,6 @@ LARGEST = 2**30
 
 TIMEOUT = 300  # seconds
 
-DIRECTLY = build_opener(ProxyHandler({}))  # a proxy that the environment names does not know this machine's engines
-
 
 class EngineError(RuntimeError):
     """An engine could not be reached, or would not answer; the message is its own."""
@@ -92,13 +90,14 @@ def encoder_at(port: int, host: str = LOOPBACK) -> Encode:
         QueryBudgetSpent: The engine answers no more.
         EngineError: It cannot be reached, or does not understand.
     """
+    directly = build_opener(ProxyHandler({}))  # a proxy that the environment names does not know this machine's engines
 
     def encode(images: Tensor, bags: Tensor) -> tuple[Tensor, Tensor]:
         question = save({"images": images.cpu().contiguous(), "bags": bags.cpu().contiguous()})
         if len(question) > LARGEST:  # an engine that does not read it may be gone before it is sent
             raise EngineError(f"a question of {len(question)} bytes: expected at most {LARGEST}; ask for fewer pairs")
         try:
-            with DIRECTLY.open(Request(f"http://{host}:{port}{PATH}", data=question), timeout=TIMEOUT) as response:
+            with directly.open(Request(f"http://{host}:{port}{PATH}", data=question), timeout=TIMEOUT) as response:
                 found = load(response.read())
             codes = found["image_codes"], found["text_codes"]
         except HTTPError as error:

@@ -46,10 +46,12 @@ class SSAH(nn.Module):
     (`networks.Semantic`). Each of the three is to agree with what the network of labels said of the training set: the
     pairwise loss of half the products, of features and of codes; the distance of its codes to
     ``B = sign(H_L + H_I + H_T)``; and the squared error of its labels. A discriminator each tells features of images,
-    and of texts, from those of labels; the networks of images and texts learn to deceive it. All weights are 1.
+    and of texts, from those of labels; the networks of images and texts learn to deceive it. All are sums of weight 1,
+    divided by the number of pairs. (Were each a mean of its own, the distance to B and the discriminators would count
+    as much as all pairs together, and codes would stay what they are by chance.)
 
-    The authors train the five networks in stages, by sums; here they learn together, by means over pairs, bits and
-    labels, and a reversed gradient makes one loss of what discriminators and networks want.
+    The authors train the five networks in stages; here they learn together, and a reversed gradient makes one loss of
+    what discriminators and networks want.
 
     Args:
         labels: Of the training set, multi-hot ``[N, C]``.
@@ -90,15 +92,16 @@ class SSAH(nn.Module):
         loss = sum(
             self._pairs(feature, pairs.labels, known_features)
             + self._pairs(code, pairs.labels, known_codes)
-            + (binary - code).square().mean()
-            + (labels - torch.sigmoid(said)).square().mean()
+            + (binary - code).square().sum()
+            + (labels - torch.sigmoid(said)).square().sum()
             for feature, code, said in zip(features, codes, logits, strict=True)
         )
         told = zip(self.discriminators, features[1:], strict=True)
-        return loss + sum(_deceived(tells, feature, features[0].detach()) for tells, feature in told)
+        loss = loss + sum(_deceived(tells, feature, features[0].detach()) for tells, feature in told)
+        return loss / (len(labels) * len(known_codes.codes))
 
     def _pairs(self, given: Tensor, labels: Tensor, known: Known) -> Tensor:
-        return PAIRWISE[self.pairwise](given @ known.codes.T / 2, similar_to(labels, known)).mean()
+        return PAIRWISE[self.pairwise](given @ known.codes.T / 2, similar_to(labels, known)).sum()
 
 
 def _everything(branch: HashModel, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,7 +114,7 @@ def _deceived(discriminator: nn.Module, features: Tensor, of_labels: Tensor) -> 
     """What a discriminator gets wrong; the network behind ``features`` wants it to be more."""
     told = discriminator(torch.cat([Reversed.apply(features), of_labels]))[:, 0]
     truth = torch.cat([told.new_zeros(len(features)), told.new_ones(len(of_labels))])
-    return binary_cross_entropy_with_logits(told, truth)
+    return binary_cross_entropy_with_logits(told, truth, reduction="sum")
 
 
 def _layer(entries: int, hidden: int) -> nn.Module:

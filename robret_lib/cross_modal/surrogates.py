@@ -125,13 +125,13 @@ def learned(
         schedule: Of batches, not of SPC-2 pairs.
         progress: Show a progress bar.
     """
-    labels = torch.zeros(len(answers), 2, dtype=torch.uint8)
+    labels = torch.zeros(answers.pairs, 2, dtype=torch.uint8)
     images, network = answers.images.cpu(), model
     if isinstance(model.images.backbone, SmallHead):
         seen = _seen_by_trunk(model.images, images)
         low, high = (bound.item() for bound in seen.aminmax())
         network = ImageTextModel(HashModel(_Between(model.images.backbone.head, low, high)), model.texts)
-        images = ((seen - low) / (high - low)).clamp(0, 1)
+        images = ((seen - low) / max(high - low, 1e-12)).clamp(0, 1)
     training.train(
         network, Split(images, labels), ImagesAndTexts(loss, answers.bags.cpu(), labels), schedule, progress=progress
     )

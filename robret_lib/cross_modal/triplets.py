@@ -30,7 +30,7 @@ def cross_modal_triplets(
     choice: Choice = "ordered",
     generator: torch.Generator | None = None,
 ) -> Triplets:
-    """One triplet for each anchor that has a strict order: its positive is nearer than its negative, in bits.
+    """One triplet for each anchor, but for those whose draw has no strict order: a positive nearer than the negative.
 
     AACH (ICCV 2021) makes them of the codes that it was answered, of which no labels are known. The paper was not to be
     had: which items are chosen is reconstructed by us.

@@ -26,10 +26,10 @@ from safetensors.torch import save
 from torch import nn
 
 from robret_lib import augmentation, distances, metrics, mining, models, objectives, source, training, whitening
-from robret_lib.attacks.search import ball, flips, passes, pgd
+from robret_lib.attacks.search import ball, flips, passes, pgd, schedules
 from robret_lib.cross_modal import center_guided, dcmh, networks, ssah
 from robret_lib.cross_modal import objective as pairs_objective
-from robret_lib.data import RetrievalData, Split, bag_of_words, center_crop, data_root, retrieval_data
+from robret_lib.data import RetrievalData, Split, bag_of_words, center_crop, data_root, labels, retrieval_data
 from robret_lib.defenses import (
     act,
     atrdh,
@@ -55,7 +55,7 @@ from robret_lib.defenses import (
     ses,
 )
 from robret_lib.files import one_at_a_time, written_whole
-from robret_lib.hashing import known_codes
+from robret_lib.hashing import batch, known_codes
 from robret_lib.recipes import hash_defense, hash_objective, hash_recipe, image_text_objective, image_text_recipe
 from robret_lib.recipes import objective as objective_module
 from robret_lib.recipes import recipe as recipe_module
@@ -359,12 +359,15 @@ HASH_DEFENSE_CODE = {
 }
 """What makes a hash network with a defense, besides."""
 
-_OF_PAIRS = bag_of_words, known_codes, networks, pairs_objective, image_text_recipe, image_text_objective
+_OF_PAIRS = (
+    *(bag_of_words, labels, batch, known_codes, networks, pairs_objective),
+    *(image_text_recipe, image_text_objective),
+)
 IMAGE_TEXT_CODE: dict[ImageTextName, str] = {
     "dcmh": _digest(*_OF_PAIRS, dcmh),
     "ssah": _digest(*_OF_PAIRS, ssah),
 }
 """What makes a network of images and texts."""
 
-IMAGE_TEXT_DEFENSE_CODE = _digest(ball, passes, pgd, flips, center_guided, _CENTER_CODE)
+IMAGE_TEXT_DEFENSE_CODE = _digest(ball, passes, pgd, schedules, flips, center_guided, _CENTER_CODE)
 """What makes one with a defense, besides."""

@@ -98,7 +98,8 @@ def defended_images_and_texts(
         origin: Of the network that it tunes; None is that of `for_images_and_texts`.
         changes: Fields of `ImageTextRecipe`, of the tuning.
     """
-    origin = for_images_and_texts(name, scale) if origin is None else origin
+    of_the_set = for_images_and_texts(name, scale)
+    origin = of_the_set if origin is None else origin
     tuning = TUNING_OF_DRAWINGS if name == "openmoji" else TUNING
     return replace(origin, **(tuning | {"origin": origin, "steps": max(1, origin.steps // 3)} | changes))
 

@@ -18,8 +18,8 @@ class WordFlips:
 
     Greedy: by the gradient, an entry x changes the loss by about ``(1 - 2x) dL/dx`` when it is flipped. Those that
     promise most are flipped, ``at_once`` at a time, none twice; which bag is returned is said by the loss, not by the
-    promise, so that, one at a time, more words never leave a larger one. Published attacks on bags move all entries a little (CMLA), to
-    which no text belongs; this search is of our own.
+    promise, so that, one at a time, more words never leave a larger one. Published attacks on bags move all entries a
+    little (CMLA), to which no text belongs; this search is of our own.
 
     Args:
         words: How many entries may change in all.
