@@ -16,7 +16,7 @@ from safetensors import safe_open
 from robret_lib import data as data_package
 from robret_lib import defenses, hamming, hashing, models, recipes, training
 from robret_lib.attacks import PGD
-from robret_lib.attacks.search import ball, passes, pgd
+from robret_lib.attacks.search import ball, passes
 from robret_lib.data import Protocol, RetrievalData, Split, multi_hot
 from robret_lib.defenses import attacked_codes, collapse, inner
 from robret_lib.hashing import batch, continuation, dpsh, known_codes, objective, prototype
@@ -311,7 +311,7 @@ def test_other_code_of_training_renames_quick_networks(module, edited):
     assert again._key(LONG, data) == kept._key(LONG, data)
 
 
-PARTS_OF_ALL_DEFENSES = ball, passes, pgd, inner, attacked_codes, hash_defense
+PARTS_OF_ALL_DEFENSES = ball, passes, kept._PGD, inner, attacked_codes, hash_defense
 PARTS_OF_A_DEFENSE = [*dict.fromkeys(part for parts in kept.HASH_PARTS.values() for part in parts)]
 NOT_DEFENDED = [*(of_method(name) for name in METHODS), LONG, *OTHERS]
 
@@ -324,7 +324,7 @@ def test_other_code_of_a_defense_renames_only_quick_networks_that_have_it(module
     assert renamed == {name for name in DEFENSES if module in (*PARTS_OF_ALL_DEFENSES, *kept.HASH_PARTS[name])}
     long = [defended(name, generation=1, origin=LONG) for name in DEFENSES]
     for recipe in (*NOT_DEFENDED, *long):
-        shared = recipe is A_DEFENDED_RECIPE and module in (ball, passes, pgd, inner)
+        shared = recipe is A_DEFENDED_RECIPE and module in (ball, passes, kept._PGD, inner)
         assert (again._key(recipe, data) != kept._key(recipe, data)) == shared
 
 

@@ -35,7 +35,7 @@ from robret_lib import (
     whitening,
 )
 from robret_lib import data as data_package
-from robret_lib.attacks.search import auto_pgd, ball, passes, pgd
+from robret_lib.attacks.search import auto_pgd, ball, passes
 from robret_lib.data import Protocol, RetrievalData, Split, retrieval_data
 from robret_lib.defenses import (
     AntiCollapseTriplets,
@@ -281,7 +281,7 @@ def defended(name, **changes):
     return replace(DEFENDED, **{"defense": name, **origin, **changes})
 
 
-PARTS_OF_ALL = [ball, passes, pgd, inner, objective_module, radius]
+PARTS_OF_ALL = [ball, passes, kept._PGD, inner, objective_module, radius]
 
 
 @pytest.mark.parametrize(

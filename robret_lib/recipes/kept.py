@@ -26,7 +26,7 @@ from safetensors.torch import save
 from torch import nn
 
 from robret_lib import augmentation, distances, metrics, mining, models, objectives, source, training, whitening
-from robret_lib.attacks.search import ball, flips, passes, pgd, schedules
+from robret_lib.attacks.search import ball, flips, passes, schedules
 from robret_lib.cross_modal import center_guided, dcmh, networks, ssah
 from robret_lib.cross_modal import objective as pairs_objective
 from robret_lib.data import RetrievalData, Split, bag_of_words, center_crop, data_root, labels, retrieval_data
@@ -320,6 +320,8 @@ _ALL = augmentation, distances, mining, models, objectives, retrieval_data, trai
 CODE = _digest(*_ALL, recipe_module, sys.modules[__name__])
 """The code that makes a model, as it was imported: an edit while a model is trained must not name it."""
 
+_PGD = sys.modules["robret_lib.attacks.search.pgd"]  # the package has a function of this name
+
 PARTS: dict[DefenseName, tuple[ModuleType, ...]] = {
     "est": (est,),
     "ses": (ses,),
@@ -334,7 +336,7 @@ PARTS: dict[DefenseName, tuple[ModuleType, ...]] = {
     "neighborhood": (neighborhood, memory),
 }
 DEFENSE_CODE = {
-    name: _digest(ball, passes, pgd, inner, radius, objective_module, *parts) for name, parts in PARTS.items()
+    name: _digest(ball, passes, _PGD, inner, radius, objective_module, *parts) for name, parts in PARTS.items()
 }
 """What makes a model with a defense, besides."""
 
@@ -355,7 +357,7 @@ HASH_PARTS: dict[HashDefenseName, tuple[ModuleType, ...]] = {
     "prototypes": (prototype_guided, prototypes, _PROTOTYPE),
 }
 HASH_DEFENSE_CODE = {
-    name: _digest(ball, passes, pgd, inner, attacked_codes, hash_defense, *parts) for name, parts in HASH_PARTS.items()
+    name: _digest(ball, passes, _PGD, inner, attacked_codes, hash_defense, *parts) for name, parts in HASH_PARTS.items()
 }
 """What makes a hash network with a defense, besides."""
 
@@ -369,5 +371,5 @@ IMAGE_TEXT_CODE: dict[ImageTextName, str] = {
 }
 """What makes a network of images and texts."""
 
-IMAGE_TEXT_DEFENSE_CODE = _digest(ball, passes, pgd, schedules, flips, center_guided, _CENTER_CODE)
+IMAGE_TEXT_DEFENSE_CODE = _digest(ball, passes, _PGD, schedules, flips, center_guided, _CENTER_CODE)
 """What makes one with a defense, besides."""
