@@ -42,10 +42,10 @@ def files_in(contents: object) -> list[str]:
 
 
 def test_conda_users_get_the_same_list():
-    python, pip, rest = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    python, pip, node, rest = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     assert Requirement(python).name == "python"
     assert str(Requirement(python).specifier) == PROJECT["requires-python"]
-    assert pip == "pip"
+    assert (pip, node) == ("pip", "nodejs")
     assert rest == {"pip": [f"-e .[{','.join(EXTRAS)}]"]}
 
 
