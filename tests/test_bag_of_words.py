@@ -138,3 +138,21 @@ def test_a_word_comes_above_a_half_and_goes_at_a_half():
 def test_bags_of_other_shapes_are_not_compared():
     with pytest.raises(DataError, match=r"bags of shapes \(2, 1, 1, 3\) and \(2, 1, 1, 4\): expected the same"):
         Rewording.of(torch.zeros(2, 1, 1, 3), torch.zeros(2, 1, 1, 4))
+
+
+def test_of_words_in_as_many_texts_the_first_by_the_alphabet_stay():
+    """Many ties, so that a sort which leaves them as they fall would show."""
+    words = [f"w{number:03}" for number in range(300)]
+    texts = [f"{word} common" for word in reversed(words)]
+    assert Vocabulary.of(texts, 40).words == ("common", *words[:39])
+
+
+@pytest.mark.parametrize("make", [lambda: Vocabulary(("a",), "letters"), lambda: Vocabulary.of(["a b"], 1, "letters")])
+def test_other_tokens_are_refused_by_name(make):
+    with pytest.raises(DataError, match="tokens='letters': expected one of"):
+        make()
+
+
+def test_words_with_capital_letters_are_refused():
+    with pytest.raises(DataError, match="the word 'Cat': expected lower case"):
+        Vocabulary(("cat", "Cat"))

@@ -11,7 +11,7 @@ from robret_lib.hashing import KnownCodes
 from tests.test_dcmh import BATCHES
 from tests.test_pairs_objective import BITS, batch_of, outputs_of, seeded, small_model, some_pairs
 
-INNER = PGD(0.1, 0.04, 3, random_start=True), WordFlips(3, at_once=3)
+INNER = PGD(0.1, 0.04, 3, random_start=True), WordFlips(3, tried=1)
 
 
 class Nothing(nn.Module):

@@ -10,6 +10,7 @@ from torch import nn
 
 from robret_lib import attacks, models
 from robret_lib.attacks.codes import OwnCode
+from robret_lib.attacks.search import flips
 from robret_lib.attacks.search.flips import WordFlips
 from robret_lib.cross_modal import text_model
 from tests.small_cross_modal import seeded, small_engine, some_pairs
@@ -45,18 +46,16 @@ def changed(before, after):
 @settings(max_examples=60)
 @given(
     words=st.integers(0, 20),
-    at_once=st.integers(1, 25),
+    tried=st.integers(1, 25),
     entries=st.integers(1, 15),
     share=st.sampled_from([0.0, 0.3, 1.0]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 2**16),
 )
-def test_never_more_entries_change_than_allowed_and_all_stay_zeros_and_ones(
-    words, at_once, entries, share, dtype, seed
-):
+def test_never_more_entries_change_than_allowed_and_all_stay_zeros_and_ones(words, tried, entries, share, dtype, seed):
     network, bags = small_network(entries, seed), some_bags(4, entries, seed, share).to(dtype)
     before = bags.clone()
-    found = WordFlips(words, at_once)(network, bags, first_coordinate)
+    found = WordFlips(words, tried)(network, bags, first_coordinate)
     assert torch.equal(bags, before) and found.dtype == dtype and found.shape == bags.shape
     assert ((found == 0) | (found == 1)).all() and not found.requires_grad
     assert changed(bags, found).max() <= words
@@ -65,10 +64,9 @@ def test_never_more_entries_change_than_allowed_and_all_stay_zeros_and_ones(
 
 @pytest.mark.parametrize("seed", range(5))
 def test_more_words_never_leave_a_larger_loss(seed):
-    """One at a time, or in whole handfuls."""
     network, bags = small_network(seed=seed), some_bags(20, seed=seed)
-    for at_once in (1, 3):
-        searches = [WordFlips(words, at_once) for words in range(0, 13, at_once)]
+    for tried in (1, 3):
+        searches = [WordFlips(words, tried) for words in range(13)]
         losses = torch.stack([losses_of(network, search(network, bags, first_coordinate)) for search in searches])
         assert (losses.diff(dim=0) <= 1e-6).all()
         assert (losses[-1] < losses[0]).all()
@@ -85,18 +83,29 @@ def brute_force(network, bags, words):
     return best
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 5])
+@pytest.mark.parametrize("tried", [1, 4])
 @pytest.mark.parametrize("words", [1, 2, 4])
-def test_of_a_linear_model_it_finds_the_best_there_is(words, at_once):
-    """Where no word does harm by itself, handfuls do as well: all slopes but one are of one sign."""
-    bags, slopes = some_bags(8, 9), torch.randn(1, 1, 9, generator=seeded(2))
-    network = Linear(slopes)
-    if at_once == 1:
-        found = losses_of(network, WordFlips(words)(network, bags, first_coordinate))
-        assert torch.allclose(found, brute_force(network, bags, words), atol=1e-6)
-    zeros, falling = torch.zeros(3, 1, 1, 9), Linear(-slopes.abs())
-    found = losses_of(falling, WordFlips(words, at_once)(falling, zeros, first_coordinate))
-    assert torch.allclose(found, brute_force(falling, zeros, words), atol=1e-6)
+def test_of_a_linear_model_it_finds_the_best_there_is(words, tried):
+    bags, network = some_bags(8, 9), Linear(torch.randn(1, 1, 9, generator=seeded(2)))
+    found = losses_of(network, WordFlips(words, tried)(network, bags, first_coordinate))
+    assert torch.allclose(found, brute_force(network, bags, words), atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_one_word_it_finds_the_best_there_is_where_all_are_tried(seed):
+    network, bags = small_network(seed=seed), some_bags(20, seed=seed)
+    everything = bags[0].numel()
+    searches = {tried: WordFlips(1, tried) for tried in (1, everything)}
+    found = {tried: losses_of(network, search(network, bags, first_coordinate)) for tried, search in searches.items()}
+    assert torch.allclose(found[everything], brute_force(network, bags, 1), atol=1e-6)
+    assert (found[everything] <= found[1] + 1e-6).all() and (found[everything] < found[1] - 1e-6).any()
+
+
+def test_how_many_go_through_the_network_together_changes_nothing(monkeypatch):
+    network, bags = small_network(), some_bags(20)
+    whole = WordFlips(3, tried=6)(network, bags, first_coordinate)
+    monkeypatch.setattr(flips, "AT_ONCE", 13)
+    assert torch.equal(WordFlips(3, tried=6)(network, bags, first_coordinate), whole)
 
 
 def test_words_are_added_and_removed():
@@ -112,30 +121,24 @@ def test_an_entry_is_flipped_once():
     network, bags = Linear(torch.tensor([5.0, 0.1, 0.2]).view(1, 1, 3)), torch.ones(1, 1, 1, 3)
     seen = []
     network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().flatten().tolist()))
-    WordFlips(3)(network, bags, lambda outputs: outputs[:, 0] * (-1) ** len(seen))
+    WordFlips(3, tried=1)(network, bags, lambda outputs: outputs[:, 0] * (-1) ** len(seen))
     assert len(seen) == 4 and len({tuple(bag) for bag in seen}) == 4
     assert [sum(a != b for a, b in zip(*pair, strict=True)) for pair in zip(seen, seen[1:], strict=False)] == [1] * 3
 
 
-@pytest.mark.parametrize(("words", "at_once", "looks"), [(1, 1, 1), (5, 1, 5), (5, 2, 3), (6, 3, 2), (2, 9, 1)])
-def test_a_look_is_one_forward_and_one_backward_and_the_last_a_forward(words, at_once, looks):
+@pytest.mark.parametrize("words", [1, 5])
+@pytest.mark.parametrize("tried", [1, 7])
+def test_a_word_is_one_forward_one_backward_and_a_forward_for_each_that_is_tried(words, tried):
     network, bags = Watched(), some_bags(words=64)
-    WordFlips(words, at_once)(network, bags, first_coordinate)
-    assert network.calls == {"forward": looks + 1, "backward": looks}
+    WordFlips(words, tried)(network, bags, first_coordinate)
+    assert network.calls == {"forward": words * (1 + (tried > 1)) + 1, "backward": words}
     assert not any(network.asked)
-
-
-def test_each_look_changes_so_many_and_the_last_what_is_left():
-    network, bags, seen = small_network(), some_bags(), []
-    network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
-    WordFlips(7, at_once=3)(network, bags, first_coordinate)
-    assert [changed(bags, bag).tolist() for bag in seen] == [[0] * 6, [3] * 6, [6] * 6, [7] * 6]
 
 
 def test_the_best_bag_is_returned_and_not_the_last():
     network, bags, seen = small_network(), some_bags(20), []
     handle = network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
-    found = WordFlips(12)(network, bags, first_coordinate)
+    found = WordFlips(12, tried=1)(network, bags, first_coordinate)
     handle.remove()
     losses = torch.stack([losses_of(network, bag) for bag in seen])
     assert torch.equal(found, torch.stack(seen)[losses.argmin(0), torch.arange(20)])
@@ -188,7 +191,7 @@ def test_what_is_no_float_of_four_dimensions_is_refused():
     [
         (lambda: WordFlips(-1), "words=-1: expected a whole number of at least 0"),
         (lambda: WordFlips(1.5), "words=1.5"),
-        (lambda: WordFlips(3, at_once=0), "at_once=0: expected a whole number of at least 1"),
+        (lambda: WordFlips(3, tried=0), "tried=0: expected a whole number of at least 1"),
     ],
 )
 def test_impossible_fields_are_refused(make, message):
@@ -211,7 +214,7 @@ def test_an_attack_follows_the_softer_loss_and_keeps_the_best_by_the_code():
     branch = engine.branch("texts").float()
     found = [
         attacks.run(
-            OwnCode("rising"), branch, queries.texts, engine.searched_by("texts"), WordFlips(5), batch_size=size
+            OwnCode("rising"), branch, queries.texts, engine.searched_by("texts"), WordFlips(5, 1), batch_size=size
         )
         for size in (256, 3)
     ]
@@ -222,3 +225,18 @@ def test_an_attack_follows_the_softer_loss_and_keeps_the_best_by_the_code():
     )
     assert (after <= before + 1e-6).all() and after.mean() < before.mean() - 0.1
     assert found[0].measured["flipped"].mean() > 0 and found[0].passes == 6 and found[0].backward_passes == 5
+
+
+def test_of_an_attack_what_is_tried_is_judged_by_the_loss_of_its_own_query():
+    """In whatever batch it is; and it finds more than the gradient's word alone."""
+    engine, queries = small_engine(), some_pairs(20, seed=4)
+    branch, gallery = engine.branch("texts").float(), engine.searched_by("texts")
+    by = {
+        (tried, size): attacks.run(OwnCode(), branch, queries.texts, gallery, WordFlips(3, tried), batch_size=size)
+        for tried, size in ((24, 256), (24, 3), (1, 256))
+    }
+    assert torch.equal(by[24, 256].images, by[24, 3].images)
+    own = models.embed(branch, queries.texts).sign()
+    left = {key: (torch.tanh(models.embed(branch, one.images)) * own).mean() for key, one in by.items()}
+    assert left[24, 256] < left[1, 256]
+    assert by[24, 256].passes == 3 + 1 + (24 + 23 + 22)

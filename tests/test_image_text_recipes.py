@@ -15,7 +15,7 @@ from torch.nn.utils import parameters_to_vector
 
 from robret_lib import augmentation, data, hamming, hashing, models, recipes, training
 from robret_lib.attacks import PGD
-from robret_lib.attacks.search import ball, flips, passes, schedules
+from robret_lib.attacks.search import ball, flips, parts, passes, schedules
 from robret_lib.cross_modal import (
     DCMH,
     SSAH,
@@ -402,7 +402,7 @@ def test_what_a_defended_recipe_says_reaches_the_loss():
     loss = image_text_objective.of_images_and_texts(replace(DEFENDED, adversarial_weight=0.5), pairs, original).loss
     assert isinstance(loss, CenterGuidedPairs) and isinstance(loss.clean, DCMH) and loss.weight == 0.5
     assert loss.of_images == PGD(0.1, 0.05, 2, random_start=True)
-    assert loss.of_texts == flips.WordFlips(2)
+    assert loss.of_texts == flips.WordFlips(2, tried=1)
     bags = image_text_objective.bags_of(RECIPE, pairs)[0]
     for known, branch, inputs in (
         (loss.known_images, original.images, pairs.train.images),
@@ -430,6 +430,7 @@ CHANGES = {
     "tokens": "tags",
     "hidden": 17,
     "pairwise": "squared",
+    "mode": "reference",
     "lr": 1e-3,
     "optimizer": "sgd",
     "milestones": (0.5,),
@@ -491,7 +492,7 @@ OF_ALL_PAIRS = (
     *(bag_of_words, labels, batch, known_codes, networks, pairs_objective),
     *(image_text_recipe, image_text_objective),
 )
-OF_THE_DEFENSE = ball, passes, PGD_CODE, schedules, flips, center_guided, CENTER_CODE
+OF_THE_DEFENSE = ball, parts, passes, PGD_CODE, schedules, flips, center_guided, CENTER_CODE
 ALONE = A_RECIPE, A_DEFENDED_RECIPE, A_HASH_RECIPE, A_DEFENDED_HASH_RECIPE
 HASHED_TOO = labels, batch, known_codes
 
@@ -640,6 +641,8 @@ def test_an_edit_that_changes_weights_is_noticed(monkeypatch):
         ({"tokens": "letters"}, r"tokens='letters': expected one of \('words', 'tags'\)"),
         ({"pairwise": "l2"}, r"pairwise='l2': expected one of \('likelihood', 'squared'\)"),
         ({"pairwise": "squared"}, "pairwise='squared' with method='dcmh', which has one form only"),
+        ({"method": "ssah", "mode": "reference"}, "mode='reference' with method='ssah', which has one mode only"),
+        ({"mode": "published"}, "mode='published': expected 'fixed' or 'reference'"),
         ({"steps": 0}, "steps=0: expected a whole number of at least 1"),
         ({"batch": 0}, "batch=0: expected a whole number of at least 1"),
         ({"batch": None}, "batch=None: expected one of the two"),
@@ -699,7 +702,7 @@ def test_what_nothing_but_a_defense_looks_at_is_refused_without_one(field):
 
 
 def test_a_defended_network_shares_with_its_origin_what_it_and_its_loss_are_made_of():
-    assert OF_A_NETWORK == ("backbone", "bits", "method", "words", "tokens", "hidden", "pairwise")
+    assert OF_A_NETWORK == ("backbone", "bits", "method", "words", "tokens", "hidden", "pairwise", "mode")
     others = {"seed": 3, "steps": 9, "batch": 4, "lr": 0.1, "optimizer": "sgd", "crop": 20, "generation": 1}
     assert replace(DEFENDED, origin=replace(RECIPE, **others)).origin.seed == 3
 

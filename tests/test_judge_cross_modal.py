@@ -58,7 +58,7 @@ def test_an_engine_is_judged_from_training_to_result_file(photographs, tmp_path)
     metrics, details = plain["metrics"], plain["details"]
     for way, of_way in (("I2T", ("AutoPGD",)), ("T2I", ("1 words", "3 words", "5 words", "0.01", "0.01 upwards"))):
         assert {f"{way}, MAP@all", f"{way}, MAP@50", f"{way}, benign"} <= metrics.keys()
-        for family in ("AACH", "ranked pairs", "transfer", "white box", "CMLA", "center code"):
+        for family in ("AACH", "AACH, two surrogates", "ranked pairs", "transfer", "white box", "CMLA", "center code"):
             assert {f"{way}, {family}, {how}" for how in of_way} <= metrics.keys()
         assert f"{way}, AACH, anchors by the engine" in metrics
         left = details["of_query"]

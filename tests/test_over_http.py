@@ -141,19 +141,19 @@ def test_a_budget_of_the_engine_is_none_of_the_attacker(pairs):
 
 
 ODD = {
-    "shape": (torch.rand(6, 3, 5, 5), "RuntimeError: .*shape"),
-    "type": (torch.ones(6, 3, 4, 4).long(), "DataError: images are torch.int64; expected uint8 in 0..255"),
-    "number": (torch.rand(5, 3, 4, 4), "ValueError: 5 images and 6 bags of words: expected pairs, at least one"),
-    "scalar": (torch.tensor(0.5), r"TypeError: len\(\) of a 0-d tensor"),
+    "shape": torch.rand(6, 3, 5, 5),
+    "type": torch.ones(6, 3, 4, 4).long(),
+    "number": torch.rand(5, 3, 4, 4),
+    "scalar": torch.tensor(0.5),
 }
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_what_the_engine_cannot_encode_it_says(odd, oracle, port, pairs):
-    images, said = ODD[odd]
+def test_what_the_engine_cannot_encode_it_says_and_nothing_of_its_networks(odd, oracle, port, pairs):
     before = oracle.asked
-    with pytest.raises(EngineError, match=said):
-        encoder_at(port)(images, pairs[1])
+    with pytest.raises(EngineError) as raised:
+        encoder_at(port)(ODD[odd], pairs[1])
+    assert str(raised.value) == over_http.UNDERSTOOD
     assert oracle.asked == before
     encoder_at(port)(*pairs)  # and answers the next
 
@@ -170,9 +170,9 @@ def posted(port, path, question, **headers):
 
 
 QUESTIONS = {
-    "garbage": ("/codes", b"what is this?", (400, "SafetensorError: ")),
-    "nothing": ("/codes", b"", (400, "SafetensorError: ")),
-    "half": ("/codes", save({"images": torch.rand(2, 3, 4, 4)}), (400, "KeyError: 'bags'")),
+    "garbage": ("/codes", b"what is this?", (400, over_http.UNDERSTOOD)),
+    "nothing": ("/codes", b"", (400, over_http.UNDERSTOOD)),
+    "half": ("/codes", save({"images": torch.rand(2, 3, 4, 4)}), (400, over_http.UNDERSTOOD)),
     "elsewhere": ("/weights", b"", (404, "expected /codes")),
 }
 

@@ -82,7 +82,8 @@ class PairwiseReversal(Away):
 
     The mean over items of the gallery of ``log(1 + e^-G) + S G`` with ``G = h~ . b``, which falls where similar items
     go away and dissimilar ones come; plus the mean over items of its own kind of ``log(1 + e^T) - S T``. White-box. The
-    authors take the items of a batch of 128; here as many are drawn for each query, so that batches do not matter.
+    authors take the items of a batch of 128, by relaxed codes; here as many are drawn for each query, so that batches
+    do not matter, and b are binary. They add the mean change of an entry; here the search keeps to its ball.
 
     Args:
         own_kind: Items with labels of the query's kind, whose similarities are kept; None leaves that out.

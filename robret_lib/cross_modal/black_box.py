@@ -6,7 +6,7 @@ how bad the engine's answers have become, is for who owns the labels (`Engine.pr
 reconstructed by us.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Generator, Tensor, manual_seed, random
@@ -16,9 +16,10 @@ from robret_lib.attacks import Gallery, Result, Search
 from robret_lib.attacks.cross_modal import TripletReversal
 from robret_lib.attacks.relaxed import OnCodes
 from robret_lib.cross_modal.engine import OTHER, Asked, Kind
-from robret_lib.cross_modal.networks import ImageTextModel, text_model, with_small_head
+from robret_lib.cross_modal.networks import ImageTextModel, Joined, text_model, with_small_head
 from robret_lib.cross_modal.oracle import Answers, CodeOracle
 from robret_lib.cross_modal.surrogates import OfAnswers, SurrogateTriplets, learned
+from robret_lib.models import HashModel
 
 ACROSS = TripletReversal(sharpness="own")
 """The attack of stage 4, with the surrogate's own codes as anchors: no further question."""
@@ -26,6 +27,9 @@ ACROSS = TripletReversal(sharpness="own")
 
 HEAD = "head"
 """In place of a backbone: EfficientNet-Lite0 as ImageNet left it, with a new head."""
+
+APART = 10_007
+"""Added to an attacker's seed: by that of the engine, the same backbone would begin with the engine's first weights."""
 
 HIDDEN = (1024, 1024)
 """Of a surrogate of texts, as of EQB2A."""
@@ -42,7 +46,7 @@ def surrogate_networks(backbone: str, words: int, bits: int, seed: int = 0) -> I
         seed: Of what is drawn.
     """
     with random.fork_rng([]):
-        manual_seed(seed)
+        manual_seed(APART + seed)
         if backbone == HEAD:
             images = with_small_head("efficientnet_lite0", bits)
         else:
@@ -77,10 +81,34 @@ class BlackBox:
         Raises:
             QueryBudgetSpent: These are more pairs than the oracle still answers.
         """
-        answers = oracle(asked.images, asked.texts)
+        return cls.of_answers(oracle(asked.images, asked.texts), surrogates, schedule, loss, progress)
+
+    @classmethod
+    def of_answers(
+        cls,
+        answers: Answers,
+        surrogates: ImageTextModel,
+        schedule: training.Schedule,
+        loss: Callable[[Answers], OfAnswers] = SurrogateTriplets,
+        progress: bool = False,
+    ) -> "BlackBox":
+        """Train surrogates, in place, by what has been answered before."""
         device = next(surrogates.parameters()).device
         answers = Answers(*(part.to(device) for part in answers))
         return cls(answers, learned(surrogates, loss(answers), answers, schedule, progress))
+
+    @classmethod
+    def together(cls, boxes: Sequence["BlackBox"]) -> "BlackBox":
+        """Several surrogates of the same answers as one: a query is to mislead all of them.
+
+        That asks the engine nothing more. It is of our own; surrogates that differ by chance share what they have
+        learned of the engine, and not their accidents. Codes of queries for anchors are to be repeated as often.
+        """
+        first, count = boxes[0].answers, len(boxes)
+        codes = (each.repeat(1, count) for each in (first.image_codes, first.text_codes))
+        branches = zip(*((box.surrogates.images, box.surrogates.texts) for box in boxes), strict=True)
+        images, texts = (HashModel(Joined(each)) for each in branches)
+        return cls(Answers(first.images, first.bags, *codes), ImageTextModel(images, texts).eval())
 
     def gallery(self, kind: Kind) -> Gallery:
         """What queries of a kind are compared with: the items of the other kind, by the codes that were answered."""

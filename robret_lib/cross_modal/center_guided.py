@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from robret_lib.attacks import Search
 from robret_lib.attacks.relaxed import mean_losses
-from robret_lib.attacks.search.passes import check_search
 from robret_lib.cross_modal.objective import Pairs
+from robret_lib.defenses.inner import check_inner
 from robret_lib.fields import check_number
 from robret_lib.hamming import codes_of
 from robret_lib.hashing import KnownCodes, center_code
@@ -19,18 +19,19 @@ class CenterGuidedPairs(nn.Module):
     """A loss of clean pairs, and ``-mean_k h~_k c_k`` of each attacked image and text.
 
     c is the center code of an item's labels among the codes of the *other* kind, since that is what it is searched in;
-    the same ``mean_k h~_k c_k`` is made small by the inner attack. So is cross-modal SAAT trained (`SAAT-Cross`, the
-    authors' code), which has other weights, and 1/255 a step for words as well; here a text's words are changed.
+    the same ``mean_k h~_k c_k`` is made small by the inner attack. Cross-modal SAAT (`SAAT-Cross`, the authors' code)
+    is guided in this way; it has the mainstay code, a masked loss, a rising sharpness, a quantization term and passes
+    of images and texts by turns, and moves all entries of a text a little, where here words are changed.
 
     Args:
         clean: A loss of pairs.
         of_images: The inner attack on images, as ``PGD(8 / 255, 2 / 255, 7, random_start=True)``.
-        of_texts: That on bags of words, as ``WordFlips(3, at_once=3)``.
+        of_texts: That on bags of words, as ``WordFlips(3, tried=1)``.
         known_images, known_texts: Codes of the training set by the network that training starts from.
         weight: Of what attacked codes cost.
 
     Raises:
-        TypeError: One of the two is no search.
+        TypeError: One of the two is no search by gradients.
         ValueError: A weight below 0.
     """
 
@@ -45,7 +46,7 @@ class CenterGuidedPairs(nn.Module):
     ) -> None:
         super().__init__()
         for search in (of_images, of_texts):
-            check_search(self, search)
+            check_inner(self, search)
         check_number("weight", weight, least=0)
         self.clean, self.of_images, self.of_texts, self.weight = clean, of_images, of_texts, weight
         self.known_images, self.known_texts = known_images, known_texts

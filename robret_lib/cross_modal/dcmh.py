@@ -19,11 +19,9 @@ class DCMH(nn.Module):
     the number of pairs. That is mode "reference", with both weights 1 as in the authors' code, and codes that are
     outputs without tanh.
 
-    In mode "fixed" codes are relaxed by tanh, as in SAAT-Cross, similar and dissimilar pairs have the same say
-    (`hashing.batch.balanced`, HashNet's weights), and that is all. By Adam the sum of the bits swings, further in each
-    epoch, until all codes are one; without it, where few pairs are similar, all codes become dissimilar to everything;
-    and the distance to B draws small codes to what they are by chance, before they have learned. On OpenMoji 300 steps
-    give MAP 11 by the first two, which is chance, 24 with B, and 37 as it is here.
+    Mode "fixed" differs in four ways: codes are relaxed by tanh, as in SAAT-Cross; similar and dissimilar pairs have
+    the same say (`hashing.batch.balanced`, HashNet's weights); and neither the distance to B nor the sums of bits are
+    asked for.
 
     The authors turn to images and texts by turns, epoch by epoch, and renew B after each; here a step is of both, and B
     is that of the batch as it is.

@@ -4,6 +4,8 @@ Each branch is a `HashModel` of its own, so that attacks, galleries and scores t
 of its words, a picture of one row ``[B, 1, 1, V]`` (`data.bag_of_words`).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d, interpolate
@@ -30,6 +32,17 @@ class ImageTextModel(nn.Module):
     def forward(self, images: Tensor, bags: Tensor) -> tuple[Tensor, Tensor]:
         """What both branches say, ``[B, bits]`` each."""
         return self.images(images), self.texts(bags)
+
+
+class Joined(nn.Module):
+    """The outputs of several networks of the same inputs, one behind the other."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.cat([network(inputs) for network in self.networks], dim=1)
 
 
 def text_model(words: int, bits: int, hidden: tuple[int, ...] = (8192,)) -> HashModel:
@@ -75,7 +88,7 @@ class NeighboringWords(nn.Module):
     """A bag of words beside averages over its neighbors in the vocabulary, at five widths (SSAH's multi-scale net).
 
     A vocabulary is in no order that says anything, so this is a choice of random features; it is here since the
-    published network has it. Gives ``[B, hidden]``.
+    published network has it, which normalizes local responses besides. Gives ``[B, hidden]``.
 
     Args:
         words: Entries of a bag.
@@ -97,10 +110,8 @@ class NeighboringWords(nn.Module):
 
 def semantic_image_model(model: HashModel, bits: int, classes: int) -> HashModel:
     """A hash network of images with its last linear layer, which gives the code, replaced by a `Semantic` head."""
-    name, last = [(name, part) for name, part in model.backbone.named_modules() if isinstance(part, nn.Linear)][-1]
-    parent, _, child = name.rpartition(".")
-    setattr(model.backbone.get_submodule(parent), child, nn.Identity())
-    model.backbone = Semantic(model.backbone, last.in_features, bits, classes)
+    width = _take_off_head(model.backbone)
+    model.backbone = Semantic(model.backbone, width, bits, classes)
     return model
 
 
@@ -128,9 +139,15 @@ class SmallHead(nn.Module):
 def with_small_head(backbone: str, bits: int, hidden: tuple[int, ...] = (1024,), pretrained: bool = True) -> HashModel:
     """A hash network of images by the name of its backbone (`models.build`), which stays as it is, with a new head."""
     model = models.build(backbone, bits, pretrained, "H")
-    name, last = [(name, part) for name, part in model.backbone.named_modules() if isinstance(part, nn.Linear)][-1]
-    parent, _, child = name.rpartition(".")
-    setattr(model.backbone.get_submodule(parent), child, nn.Identity())
-    head = nn.Sequential(nn.Flatten(), *layers(last.in_features, *hidden, bits))
+    width = _take_off_head(model.backbone)
+    head = nn.Sequential(nn.Flatten(), *layers(width, *hidden, bits))
     model.backbone = SmallHead(model.backbone, head)
     return model
+
+
+def _take_off_head(backbone: nn.Module) -> int:
+    """Put nothing in the place of the last linear layer, in place; returns how many inputs it had."""
+    name, last = [(name, part) for name, part in backbone.named_modules() if isinstance(part, nn.Linear)][-1]
+    parent, _, child = name.rpartition(".")
+    setattr(backbone.get_submodule(parent), child, nn.Identity())
+    return last.in_features

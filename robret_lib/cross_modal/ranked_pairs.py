@@ -5,6 +5,7 @@ from torch import Tensor
 
 from robret_lib.cross_modal.oracle import Answers
 from robret_lib.cross_modal.surrogates import OfAnswers
+from robret_lib.fields import check_number
 from robret_lib.hamming import hamming_distance
 
 RANKED = 5
@@ -29,6 +30,8 @@ class RankedPairs(OfAnswers):
         self, answers: Answers, margin: float = 0.1, balance: float = 0.01, quantization: float = 0.001
     ) -> None:
         super().__init__(answers)
+        for name, value in (("margin", margin), ("balance", balance), ("quantization", quantization)):
+            check_number(name, value, least=0)
         self.margin, self.balance, self.quantization = margin, balance, quantization
 
     def of_kind(

@@ -6,8 +6,9 @@ A bag is a vector of zeros and ones, one for each word of a vocabulary. It is ke
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+import numpy as np
 import torch
 from sklearn.feature_extraction.text import CountVectorizer
 from torch import Tensor
@@ -30,32 +31,40 @@ class Vocabulary:
     """The words that bags count, in the order of their entries; all in lower case.
 
     Raises:
-        DataError: No words, or one twice.
+        DataError: No words, one twice or with capital letters, or no such tokens.
     """
 
     words: tuple[str, ...]
     tokens: Tokens = "words"
 
     def __post_init__(self) -> None:
-        if not self.words or len(set(self.words)) != len(self.words):
-            raise DataError(
-                f"{len(self.words)} words, {len(set(self.words))} of them different: expected some, each once"
-            )
+        different = len(set(self.words))
+        if not different or different != len(self.words):
+            raise DataError(f"{len(self.words)} words, {different} of them different: expected some, each once")
+        if capital := [word for word in self.words if word != word.lower()]:
+            raise DataError(f"the word {capital[0]!r}: expected lower case, in which texts are counted")
+        _check_tokens(self.tokens)
 
     @classmethod
     def of(cls, texts: Sequence[str], size: int, tokens: Tokens = "words") -> "Vocabulary":
-        """The ``size`` words that are in most of these texts, or all where there are fewer.
+        """The ``size`` words that are in most of these texts, of equals the first by the alphabet, or all.
+
+        In the order of the alphabet, whatever the machine. (scikit-learn's own ``max_features`` leaves open which of
+        equally frequent words it keeps.)
 
         Raises:
-            DataError: There are no words in them.
+            DataError: There are no words in them, or no such tokens.
         """
         check_count("size", size)
-        counter = CountVectorizer(binary=True, max_features=size, **SETTINGS[tokens])
+        _check_tokens(tokens)
+        counter = CountVectorizer(binary=True, **SETTINGS[tokens])
         try:
-            counter.fit(texts)
+            texts_with = np.asarray(counter.fit_transform(texts).sum(0)).ravel()
         except ValueError as error:
             raise DataError(f"{len(texts)} texts make no vocabulary: {error}") from error
-        return cls(tuple(counter.get_feature_names_out().tolist()), tokens)
+        words = counter.get_feature_names_out().tolist()
+        kept = sorted(range(len(words)), key=lambda entry: (-texts_with[entry], words[entry]))[:size]
+        return cls(tuple(sorted(words[entry] for entry in kept)), tokens)
 
     def __len__(self) -> int:
         return len(self.words)
@@ -101,3 +110,8 @@ class Rewording:
         had, has = before > 0.5, after > 0.5
         change = (after - before).abs()
         return cls((change > 1e-6).sum(1), change.sum(1), (has & ~had).sum(1), (had & ~has).sum(1))
+
+
+def _check_tokens(tokens: str) -> None:
+    if tokens not in get_args(Tokens):
+        raise DataError(f"tokens={tokens!r}: expected one of {get_args(Tokens)}")

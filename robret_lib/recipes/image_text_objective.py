@@ -21,7 +21,7 @@ from robret_lib.recipes.hash_objective import ITEMS, QUERIES
 from robret_lib.recipes.image_text_recipe import ImageTextName, ImageTextRecipe
 
 LOSSES: dict[ImageTextName, Callable[[ImageTextRecipe, Tensor], nn.Module]] = {
-    "dcmh": lambda recipe, labels: DCMH(labels, recipe.bits),
+    "dcmh": lambda recipe, labels: DCMH(labels, recipe.bits, recipe.mode),
     "ssah": lambda recipe, labels: SSAH(labels, recipe.bits, recipe.pairwise, hidden=recipe.hidden),
 }
 
@@ -95,7 +95,7 @@ def _defended(
     for each, codes in zip(known, _codes(original, train.images, bags), strict=True):
         each.fill(codes)
     of_images = PGD(recipe.eps, recipe.inner_step, recipe.inner_steps, random_start=True)
-    of_texts = WordFlips(recipe.flips)
+    of_texts = WordFlips(recipe.flips, tried=1)
     return CenterGuidedPairs(loss, of_images, of_texts, *known, recipe.adversarial_weight)
 
 

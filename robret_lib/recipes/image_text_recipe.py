@@ -3,9 +3,11 @@
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
+from robret_lib.attacks.attack import check_mode
 from robret_lib.cross_modal.ssah import Pairwise
 from robret_lib.data.bag_of_words import Tokens
 from robret_lib.fields import check_count, check_number, check_share
+from robret_lib.mining import Mode
 from robret_lib.training import Optimizer, Schedule
 
 ImageTextName = Literal["dcmh", "ssah"]
@@ -27,6 +29,7 @@ class ImageTextRecipe:
         tokens: See `data.bag_of_words.Tokens`.
         hidden: Units of the network of texts, 8,192 in DCMH and 4,096 in SSAH.
         pairwise: Of SSAH alone, see `cross_modal.ssah.Pairwise`.
+        mode: Of DCMH alone, see `cross_modal.DCMH`.
         steps, batch, lr, optimizer, milestones, weight_decay, seed: As in `training.Schedule`; the seed draws the
             initial weights too, with a defense those of its origin.
         generation, pretrained, crop: As in `recipe.Recipe`.
@@ -65,6 +68,7 @@ class ImageTextRecipe:
     inner_steps: int = 0
     flips: int = 0
     adversarial_weight: float = 1.0
+    mode: Mode = "fixed"
 
     def __post_init__(self) -> None:
         _ = self.schedule  # which checks its own
@@ -76,6 +80,9 @@ class ImageTextRecipe:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {get_args(known)}")
         if self.method != "ssah" and self.pairwise != ImageTextRecipe.pairwise:
             raise ValueError(f"pairwise={self.pairwise!r} with method={self.method!r}, which has one form only")
+        check_mode(self.mode)
+        if self.method != "dcmh" and self.mode != "fixed":
+            raise ValueError(f"mode={self.mode!r} with method={self.method!r}, which has one mode only")
         self._check_defense()
 
     def _check_defense(self) -> None:
@@ -119,5 +126,5 @@ class ImageTextRecipe:
 OF_A_DEFENSE = ("origin", "eps", "inner_step", "inner_steps", "flips", "adversarial_weight")
 """Fields that nothing but a defense looks at."""
 
-OF_A_NETWORK = ("backbone", "bits", "method", "words", "tokens", "hidden", "pairwise")
+OF_A_NETWORK = ("backbone", "bits", "method", "words", "tokens", "hidden", "pairwise", "mode")
 """Fields that a defended network shares with its origin."""

@@ -26,7 +26,7 @@ from safetensors.torch import save
 from torch import nn
 
 from robret_lib import augmentation, distances, metrics, mining, models, objectives, source, training, whitening
-from robret_lib.attacks.search import ball, flips, passes, schedules
+from robret_lib.attacks.search import ball, flips, parts, passes, schedules
 from robret_lib.cross_modal import center_guided, dcmh, networks, ssah
 from robret_lib.cross_modal import objective as pairs_objective
 from robret_lib.data import RetrievalData, Split, bag_of_words, center_crop, data_root, labels, retrieval_data
@@ -371,5 +371,5 @@ IMAGE_TEXT_CODE: dict[ImageTextName, str] = {
 }
 """What makes a network of images and texts."""
 
-IMAGE_TEXT_DEFENSE_CODE = _digest(ball, passes, _PGD, schedules, flips, center_guided, _CENTER_CODE)
+IMAGE_TEXT_DEFENSE_CODE = _digest(ball, parts, passes, _PGD, schedules, flips, center_guided, _CENTER_CODE)
 """What makes one with a defense, besides."""
