@@ -205,7 +205,7 @@ def center_guided(labels: Tensor) -> CenterGuidedPairs:
     known = [KnownCodes(labels, BITS) for _ in range(2)]
     for seed, each in enumerate(known):
         each.fill(2.0 * torch.randint(0, 2, (len(labels), BITS), generator=seeded(seed)) - 1)
-    inner = PGD(0.1, 0.05, 2, random_start=True), WordFlips(2, at_once=2)
+    inner = PGD(0.1, 0.05, 2, random_start=True), WordFlips(2, tried=1)
     return CenterGuidedPairs(DCMH(labels, BITS), *inner, *known)
 
 
@@ -300,7 +300,7 @@ def weighing(loss: CenterGuidedPairs, weight: float) -> CenterGuidedPairs:
 
 
 def with_more_flips(loss: CenterGuidedPairs) -> CenterGuidedPairs:
-    loss.of_texts = WordFlips(3, at_once=2)
+    loss.of_texts = WordFlips(3, tried=1)
     return loss
 
 

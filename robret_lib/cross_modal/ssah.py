@@ -32,10 +32,12 @@ class Reversed(torch.autograd.Function):
 
     @staticmethod
     def forward(context: object, inputs: Tensor) -> Tensor:
+        """The inputs."""
         return inputs.view_as(inputs)
 
     @staticmethod
     def backward(context: object, gradient: Tensor) -> Tensor:
+        """The gradient, turned around."""
         return -gradient
 
 
