@@ -1,32 +1,23 @@
 """The notebook that judges an engine of images and texts, on a few photographs, and what it says of wrong input."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 from robret_lib import data
+from tests.judging import papermill
 
-ROOT = Path(__file__).parents[1]
-NOTEBOOK = ROOT / "workflow" / "judge_cross_modal.ipynb"
 QUERIES = 4
 WORDS = ("red", "green", "blue", "small", "large", "old", "new", "round")
 FAMILIES = "noise, black box, ranked pairs, transfer, white box"
 SHORT = {"steps": 1, "batch": 3, "surrogate_steps": 1, "search_steps": 1, "own_steps": 1, "budget": 12, "bits": 8}
 
 
-def papermill(folder, **parameters):
-    """Run the notebook there; trained networks and all results end up in the folder."""
-    parameters |= {"out_dir": folder / "results", "device": "cpu"}
-    arguments = [part for name, value in parameters.items() for part in ("-p", name, str(value))]
-    command = [sys.executable, "-m", "papermill", str(NOTEBOOK), str(folder / "out.ipynb"), *arguments]
-    environment = os.environ | {"ROBRET_DATA": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+def judged(folder, **parameters):
+    """On the CPU."""
+    return papermill("judge_cross_modal.ipynb", folder, **(parameters | {"device": "cpu"}))
 
 
 @pytest.fixture
@@ -51,7 +42,7 @@ def test_an_engine_is_judged_from_training_to_result_file(photographs, tmp_path)
     """By every family of attacks, with and without the defense."""
     guarded = {"defense": "center_guided", "tuning_steps": 1}
     for how in ({"attacked": FAMILIES, "transfer_from": "ssah"}, {"attacked": "noise"} | guarded):
-        done = papermill(tmp_path, dataset=photographs, **SHORT, **how)
+        done = judged(tmp_path, dataset=photographs, **SHORT, **how)
         assert done.returncode == 0, done.stderr[-3000:]
     records = [json.loads(file.read_text()) for file in (tmp_path / "results").glob("judge_cross_modal-*.json")]
     (plain,) = [record for record in records if record["parameters"]["defense"] is None]
@@ -88,5 +79,5 @@ def test_an_engine_is_judged_from_training_to_result_file(photographs, tmp_path)
     ],
 )
 def test_wrong_parameters_are_named(photographs, tmp_path, parameters, said):
-    done = papermill(tmp_path, **({"dataset": photographs} | SHORT | parameters))
+    done = judged(tmp_path, **({"dataset": photographs} | SHORT | parameters))
     assert done.returncode and said in done.stderr

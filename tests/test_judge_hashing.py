@@ -1,10 +1,6 @@
 """The notebook that judges a hash network, on a handful of photographs, and what it says of wrong parameters."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,21 +8,17 @@ from PIL import Image
 
 from robret_lib import data, runs
 from robret_lib.scores import published_codes
+from tests.judging import papermill
 
-ROOT = Path(__file__).parents[1]
-NOTEBOOK = ROOT / "workflow" / "judge_hashing.ipynb"
 FAMILIES = "without target", "with target", "generated", "robust"
 LEVELS = ("0.25", "0.5", 1, 2, 4, 8)
 QUERIES = 4
 
 
-def papermill(folder, **parameters):
-    """Run the notebook there; a trained network, lists of targets and all results end up in the folder."""
-    parameters |= {"out_dir": folder / "results", "targets": folder / "targets", "device": "cpu"}
-    arguments = [part for name, value in parameters.items() for part in ("-p", name, str(value))]
-    command = [sys.executable, "-m", "papermill", str(NOTEBOOK), str(folder / "out.ipynb"), *arguments]
-    environment = os.environ | {"ROBRET_DATA": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+def judged(folder, **parameters):
+    """On the CPU; lists of targets end up in the folder, too."""
+    parameters |= {"targets": folder / "targets", "device": "cpu"}
+    return papermill("judge_hashing.ipynb", folder, **parameters)
 
 
 @pytest.fixture
@@ -52,7 +44,7 @@ SHARED |= {"most_steps": 1, "prototype_steps": 1, "generator_steps": 1}
 @pytest.mark.slow
 def test_a_hash_network_is_judged_from_training_to_result_file(photographs, tmp_path):
     """By every family of attacks; and once more with one query, which has no error and aims at the same target."""
-    done = papermill(tmp_path, **SHARED, dataset=photographs, attacked=", ".join(FAMILIES))
+    done = judged(tmp_path, **SHARED, dataset=photographs, attacked=", ".join(FAMILIES))
     assert done.returncode == 0, done.stderr[-3000:]
     (file,) = (tmp_path / "results").glob("judge_hashing-quick-s0-*.json")
     record = json.loads(file.read_text())
@@ -80,7 +72,7 @@ def test_a_hash_network_is_judged_from_training_to_result_file(photographs, tmp_
     assert len(written.splitlines()) == QUERIES
 
     again = SHARED | {"label": "one", "dataset": photographs, "attacked": "with target", "n_queries": 1}
-    done = papermill(tmp_path, **again)
+    done = judged(tmp_path, **again)
     assert done.returncode == 0, done.stderr[-3000:]
     _, one = runs.judged_codes(str(photographs), "quick", tmp_path / "results")
     assert one.metrics["DHTA"]["spread"] is None and one.told("MAP@all") == network.told("MAP@all")
@@ -98,7 +90,7 @@ def test_a_defended_network_is_judged_and_its_file_tells_how_it_was_tuned(photog
     few = {"levels": "4/255, 8/255"}
     tuning = {"defense": "saat", "mode": "reference", "tuning_steps": 2, "tuning_batch": 3, "tuning_eps": "4/255"}
     for given in (undefended, undefended | tuning | {"label": "SAAT", "inner_steps": 1, "adversarial_weight": 2} | few):
-        done = papermill(tmp_path, **given)
+        done = judged(tmp_path, **given)
         assert done.returncode == 0, done.stderr[-3000:]
     without, defended = runs.judged_codes(str(photographs), "quick", tmp_path / "results")
     recipe = defended.details["recipe"]
@@ -136,9 +128,9 @@ def assert_refused(done, folder, words):
 def test_what_does_not_fit_the_data_or_the_method_ends_it_before_anything_is_trained(
     photographs, tmp_path, changes, words
 ):
-    assert_refused(papermill(tmp_path, **(SHARED | {"dataset": photographs} | changes)), tmp_path, words)
+    assert_refused(judged(tmp_path, **(SHARED | {"dataset": photographs} | changes)), tmp_path, words)
 
 
 @pytest.mark.parametrize(("name", "value"), [("attacked", "without target, with targets"), ("defense", "act")])
 def test_a_wrong_parameter_ends_it_before_anything_is_trained(tmp_path, name, value):
-    assert_refused(papermill(tmp_path, **{name: value}), tmp_path, f"{name} = {value!r} is not allowed")
+    assert_refused(judged(tmp_path, **{name: value}), tmp_path, f"{name} = {value!r} is not allowed")
