@@ -11,7 +11,7 @@ from tests.judging import papermill
 
 QUERIES = 4
 WORDS = ("red", "green", "blue", "small", "large", "old", "new", "round")
-FAMILIES = "noise, black box, ranked pairs, transfer, white box"
+FAMILIES = "noise, black box, variants, ranked pairs, transfer, white box"
 SHORT = {"steps": 1, "batch": 3, "surrogate_steps": 1, "search_steps": 1, "own_steps": 1, "budget": 12, "bits": 8}
 
 
@@ -76,6 +76,7 @@ def test_an_engine_is_judged_from_training_to_result_file(photographs, tmp_path)
         ({"tuning_steps": 3}, "without a defense"),
         ({"pairwise": "squared"}, "one form only"),
         ({"attacked": "noise, magic"}, "magic"),
+        ({"attacked": "noise, variants"}, 'Add "black box"'),
     ],
 )
 def test_wrong_parameters_are_named(photographs, tmp_path, parameters, said):
