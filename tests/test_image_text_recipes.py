@@ -641,7 +641,6 @@ def test_an_edit_that_changes_weights_is_noticed(monkeypatch):
         ({"tokens": "letters"}, r"tokens='letters': expected one of \('words', 'tags'\)"),
         ({"pairwise": "l2"}, r"pairwise='l2': expected one of \('likelihood', 'squared'\)"),
         ({"pairwise": "squared"}, "pairwise='squared' with method='dcmh', which has one form only"),
-        ({"method": "ssah", "mode": "reference"}, "mode='reference' with method='ssah', which has one mode only"),
         ({"mode": "published"}, "mode='published': expected 'fixed' or 'reference'"),
         ({"steps": 0}, "steps=0: expected a whole number of at least 1"),
         ({"batch": 0}, "batch=0: expected a whole number of at least 1"),

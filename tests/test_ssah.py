@@ -1,5 +1,6 @@
 """SSAH: its loss pair by pair, what each network learns from it, and discriminators that are deceived."""
 
+from collections import Counter
 from math import exp, log
 
 import pytest
@@ -25,12 +26,13 @@ from tests.test_pairs_objective import (
 )
 
 FORMS = ["likelihood", "squared"]
+MODES = ["fixed", "reference"]
 in_both_forms = pytest.mark.parametrize("pairwise", FORMS)
 
 
-def an_ssah(pairwise: str = "likelihood", hidden: int = 16) -> SSAH:
+def an_ssah(pairwise: str = "likelihood", hidden: int = 16, mode: str = "fixed") -> SSAH:
     torch.manual_seed(2)
-    return SSAH(some_pairs()[0].labels, BITS, pairwise, FEATURE, hidden).double()
+    return SSAH(some_pairs()[0].labels, BITS, pairwise, FEATURE, hidden, mode).double()
 
 
 def given(loss: SSAH, model: ImageTextModel, rows: Tensor, seed: int = 7) -> Tensor:
@@ -65,13 +67,19 @@ def slow_loss(loss: SSAH, model: ImageTextModel, rows: Tensor, known: tuple[dict
     rows = rows.tolist()
     for kept, mine in zip(known, (features[0], codes[0]), strict=True):
         kept |= {row: part.detach().clone() for row, part in zip(rows, mine, strict=True)}
+
+    def alike(row, other):
+        return bool((hot[row] * hot[other]).sum() > 0)
+
+    count_of = Counter(alike(row, other) for row in rows for other in known[0])
     good = 0
     for kind in range(3):
         for i, row in enumerate(rows):
             for kept, mine in zip(known, (features[kind][i], codes[kind][i]), strict=True):
                 for other, theirs in kept.items():
-                    similar = bool((hot[row] * hot[other]).sum() > 0)
-                    good = good + slow_price(product(mine, theirs) / 2, similar, loss.pairwise)
+                    similar = alike(row, other)
+                    weight = len(rows) * len(kept) / (2 * count_of[similar]) if loss.mode == "fixed" else 1
+                    good = good + weight * slow_price(product(mine, theirs) / 2, similar, loss.pairwise)
             for k in range(BITS):
                 goal = torch.sign(codes[0][i, k] + codes[1][i, k] + codes[2][i, k]).item()
                 good = good + (goal - codes[kind][i, k]) ** 2
@@ -87,14 +95,15 @@ def slow_loss(loss: SSAH, model: ImageTextModel, rows: Tensor, known: tuple[dict
 
 
 @in_both_forms
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_the_loss_is_the_slow_one(pairwise, dropout):
+def test_the_loss_is_the_slow_one(pairwise, mode, dropout):
     """Of two batches one after the other, with what every network learns from it.
 
     The discriminators are to be wrong less often, the networks of images and texts want them to be wrong more often,
     and the network of labels does not care.
     """
-    loss, model, known = an_ssah(pairwise), semantic_model(dropout=dropout).double(), ({}, {})
+    loss, model, known = an_ssah(pairwise, mode=mode), semantic_model(dropout=dropout).double(), ({}, {})
     labels, discriminators = list(loss.of_labels.parameters()), list(loss.discriminators.parameters())
     networks = list(model.parameters())
     for rows in BATCHES:

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from robret_lib.attacks.attack import check_mode
 from robret_lib.cross_modal.networks import Semantic
 from robret_lib.cross_modal.objective import Pairs, similar_to
 from robret_lib.hashing import KnownCodes
-from robret_lib.hashing.batch import Known, likelihood
+from robret_lib.hashing.batch import Known, balanced, likelihood
+from robret_lib.mining import Mode
 from robret_lib.models import HashModel
 
 Pairwise = Literal["likelihood", "squared"]
@@ -52,6 +54,10 @@ class SSAH(nn.Module):
     divided by the number of pairs. (Were each a mean of its own, the distance to B and the discriminators would count
     as much as all pairs together, and codes would stay what they are by chance.)
 
+    That is mode "reference". In mode "fixed" similar and dissimilar pairs have the same say (`hashing.batch.balanced`).
+    Where most pairs are dissimilar, all features, which are not negative, are first drawn to zero, and codes of many
+    sets of labels become one.
+
     The authors train the five networks in stages; here they learn together, and a reversed gradient makes one loss of
     what discriminators and networks want.
 
@@ -61,15 +67,23 @@ class SSAH(nn.Module):
         pairwise: See `Pairwise`.
         feature: Length of the semantic feature.
         hidden: Units of the network of labels, 4,096 in the paper.
+        mode: See above.
     """
 
     def __init__(
-        self, labels: Tensor, bits: int, pairwise: Pairwise = "likelihood", feature: int = 512, hidden: int = 4096
+        self,
+        labels: Tensor,
+        bits: int,
+        pairwise: Pairwise = "likelihood",
+        feature: int = 512,
+        hidden: int = 4096,
+        mode: Mode = "fixed",
     ) -> None:
         super().__init__()
+        check_mode(mode)
         if pairwise not in PAIRWISE:
             raise ValueError(f"pairwise={pairwise!r}: expected one of {get_args(Pairwise)}")
-        self.pairwise, classes = pairwise, labels.shape[1]
+        self.pairwise, self.mode, classes = pairwise, mode, labels.shape[1]
         self.of_labels = Semantic(_layer(classes, hidden), hidden, bits, classes, feature)
         self.discriminators = nn.ModuleList(_discriminator(feature) for _ in ("images", "texts"))
         self.known_features, self.known_codes = KnownCodes(labels, feature), KnownCodes(labels, bits)
@@ -103,7 +117,9 @@ class SSAH(nn.Module):
         return loss / (len(labels) * len(known_codes.codes))
 
     def _pairs(self, given: Tensor, labels: Tensor, known: Known) -> Tensor:
-        return PAIRWISE[self.pairwise](given @ known.codes.T / 2, similar_to(labels, known)).sum()
+        similar = similar_to(labels, known)
+        cost = PAIRWISE[self.pairwise](given @ known.codes.T / 2, similar)
+        return (balanced(similar) / 2 * cost if self.mode == "fixed" else cost).sum()
 
 
 def _everything(branch: HashModel, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:

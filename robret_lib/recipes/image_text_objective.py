@@ -22,7 +22,7 @@ from robret_lib.recipes.image_text_recipe import ImageTextName, ImageTextRecipe
 
 LOSSES: dict[ImageTextName, Callable[[ImageTextRecipe, Tensor], nn.Module]] = {
     "dcmh": lambda recipe, labels: DCMH(labels, recipe.bits, recipe.mode),
-    "ssah": lambda recipe, labels: SSAH(labels, recipe.bits, recipe.pairwise, hidden=recipe.hidden),
+    "ssah": lambda recipe, labels: SSAH(labels, recipe.bits, recipe.pairwise, hidden=recipe.hidden, mode=recipe.mode),
 }
 
 

@@ -29,7 +29,7 @@ class ImageTextRecipe:
         tokens: See `data.bag_of_words.Tokens`.
         hidden: Units of the network of texts, 8,192 in DCMH and 4,096 in SSAH.
         pairwise: Of SSAH alone, see `cross_modal.ssah.Pairwise`.
-        mode: Of DCMH alone, see `cross_modal.DCMH`.
+        mode: See `cross_modal.DCMH` and `cross_modal.SSAH`.
         steps, batch, lr, optimizer, milestones, weight_decay, seed: As in `training.Schedule`; the seed draws the
             initial weights too, with a defense those of its origin.
         generation, pretrained, crop: As in `recipe.Recipe`.
@@ -81,8 +81,6 @@ class ImageTextRecipe:
         if self.method != "ssah" and self.pairwise != ImageTextRecipe.pairwise:
             raise ValueError(f"pairwise={self.pairwise!r} with method={self.method!r}, which has one form only")
         check_mode(self.mode)
-        if self.method != "dcmh" and self.mode != "fixed":
-            raise ValueError(f"mode={self.mode!r} with method={self.method!r}, which has one mode only")
         self._check_defense()
 
     def _check_defense(self) -> None:
