@@ -7,7 +7,7 @@ from robret_lib import models
 from robret_lib.attacks import QueryBudgetSpent
 from robret_lib.attacks.cross_modal import TripletReversal
 from robret_lib.attacks.search import AutoPGD
-from robret_lib.cross_modal import Answers, BlackBox, CodeOracle, encoder
+from robret_lib.cross_modal import Answers, BlackBox, CodeOracle, RankedPairs, encoder
 from robret_lib.cross_modal.black_box import HEAD, surrogate_networks
 from robret_lib.training import Schedule
 from tests.small_cross_modal import answers_of, seeded, small_engine, small_networks, some_pairs
@@ -87,6 +87,21 @@ def test_of_several_surrogates_the_loss_is_that_of_their_codes_together(answers)
     alone = boxes[0].attacked("images", images, search, wish, seeded()).images
     twice = BlackBox.together(boxes[:1] * 2).attacked("images", images, search, wish, seeded()).images
     assert (alone - twice).abs().max() < 1e-4
+
+
+def test_bits_that_nobody_asked_for_are_those_of_the_surrogates(answers):
+    box = BlackBox.of_answers(answers, small_surrogates(), SCHEDULE, RankedPairs)
+    codes = encoder(box.surrogates)(answers.images, answers.bags)
+    assert torch.equal(box.answers.image_codes, codes[0]) and torch.equal(box.answers.text_codes, codes[1])
+    assert not torch.equal(codes[0], answers.image_codes)
+
+
+def test_surrogates_of_other_answers_are_not_one_attacker(answers):
+    with pytest.raises(ValueError, match="0 surrogates: expected at least one, all of the same answers"):
+        BlackBox.together([])
+    others = Answers(*answers[:3], answers.text_codes.flip(0))
+    with pytest.raises(ValueError, match="2 surrogates: expected at least one, all of the same answers"):
+        BlackBox.together([box_of(answers), box_of(others)])
 
 
 def test_answers_are_moved_to_where_the_surrogates_are(answers):

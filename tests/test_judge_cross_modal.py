@@ -52,6 +52,9 @@ def test_an_engine_is_judged_from_training_to_result_file(photographs, tmp_path)
         for family in ("AACH", "AACH, two surrogates", "ranked pairs", "transfer", "white box", "CMLA", "center code"):
             assert {f"{way}, {family}, {how}" for how in of_way} <= metrics.keys()
         assert f"{way}, AACH, anchors by the engine" in metrics
+        assert 1 <= metrics[f"{way}, distinct codes"]["value"] <= QUERIES
+        assert 100 / QUERIES <= metrics[f"{way}, share of the commonest code"]["value"] <= 100
+        assert 50 <= metrics[f"{way}, commonest bits"]["value"] <= 100
         left = details["of_query"]
         for how in of_way:
             worst = map(min, *(left[f"{way}, {name}, {how}"] for name in ("center code", "CMLA")))

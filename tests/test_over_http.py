@@ -6,23 +6,20 @@ import threading
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from socket import socket
+from socket import create_connection, socket
 
 import pytest
 import torch
 from safetensors.torch import save
 
-from robret_lib import attacks
-from robret_lib.attacks import AutoPGD, Gallery, QueryBudgetSpent
-from robret_lib.attacks.cross_modal import TripletReversal
+from robret_lib.attacks import AutoPGD, QueryBudgetSpent
 from robret_lib.attacks.search.flips import WordFlips
 from robret_lib.cross_modal import (
+    BlackBox,
     CodeOracle,
     EngineError,
-    SurrogateTriplets,
     encoder,
     encoder_at,
-    learned,
     over_http,
     server,
     serving,
@@ -56,20 +53,12 @@ def port_of_another_process():
 
 
 def attack(oracle):
-    """AACH by an attacker who has pairs, queries, and an oracle: the answers and the adversarial queries."""
+    """All of AACH, by an attacker who has pairs, queries, and an oracle: the answers and the adversarial queries."""
     pairs, queries = some_pairs(BUDGET, seed=3), some_pairs(20, seed=4)
-    answers = oracle(pairs.images, pairs.texts)
-    schedule = Schedule(100, batch=20, lr=5e-3)
-    surrogates = learned(small_networks(seed=1), SurrogateTriplets(answers), answers, schedule)
-    ways = {
-        "images": (surrogates.images, queries.images, answers.text_codes, AutoPGD(32 / 255, 20)),
-        "texts": (surrogates.texts, queries.texts, answers.image_codes, WordFlips(3)),
-    }
-    found = {
-        kind: attacks.run(TripletReversal("own"), network, given, Gallery(codes.float(), "H"), search).images
-        for kind, (network, given, codes, search) in ways.items()
-    }
-    return answers, found
+    box = BlackBox.of(oracle, pairs, small_networks(seed=1), Schedule(100, batch=20, lr=5e-3))
+    searches = {"images": AutoPGD(32 / 255, 20), "texts": WordFlips(3)}
+    found = {kind: box.attacked(kind, getattr(queries, kind), how).images for kind, how in searches.items()}
+    return box.answers, found
 
 
 def test_an_engine_in_another_process_is_attacked_as_one_in_this(port_of_another_process):
@@ -252,6 +241,20 @@ def test_whatever_else_answers_is_no_engine(reply, pairs):
             with pytest.raises(EngineError, match=f"no answer from 127.0.0.1:{other.server_port}: "):
                 encoder_at(other.server_port)(*pairs)
         finally:
+            thread.join()
+
+
+def test_a_question_without_an_end_keeps_nobody_waiting(oracle, pairs):
+    with server(oracle, patience=0.2) as engine:
+        thread = threading.Thread(target=engine.serve_forever)
+        thread.start()
+        try:
+            with create_connection(engine.server_address) as asking:
+                asking.sendall(f"POST {over_http.PATH} HTTP/1.0\r\nContent-Length: 100\r\n\r\n0123456789".encode())
+                assert len(encoder_at(engine.server_port)(*pairs)[0]) == 6
+                assert asking.recv(1) == b""
+        finally:
+            engine.shutdown()
             thread.join()
 
 

@@ -9,7 +9,8 @@ reconstructed by us.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Generator, Tensor, manual_seed, random
+import torch
+from torch import Generator, Tensor
 
 from robret_lib import attacks, models, training
 from robret_lib.attacks import Gallery, Result, Search
@@ -17,7 +18,7 @@ from robret_lib.attacks.cross_modal import TripletReversal
 from robret_lib.attacks.relaxed import OnCodes
 from robret_lib.cross_modal.engine import OTHER, Asked, Kind
 from robret_lib.cross_modal.networks import ImageTextModel, Joined, text_model, with_small_head
-from robret_lib.cross_modal.oracle import Answers, CodeOracle
+from robret_lib.cross_modal.oracle import Answers, CodeOracle, encoder
 from robret_lib.cross_modal.surrogates import OfAnswers, SurrogateTriplets, learned
 from robret_lib.models import HashModel
 
@@ -45,8 +46,8 @@ def surrogate_networks(backbone: str, words: int, bits: int, seed: int = 0) -> I
         bits: Of a code.
         seed: Of what is drawn.
     """
-    with random.fork_rng([]):
-        manual_seed(APART + seed)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(APART + seed)
         if backbone == HEAD:
             images = with_small_head("efficientnet_lite0", bits)
         else:
@@ -59,7 +60,7 @@ class BlackBox:
     """An attacker after stage 3.
 
     Args:
-        answers: All that the engine has said.
+        answers: All that the engine has said; where a loss does not ask for its bits, with the codes of the surrogates.
         surrogates: Networks that give nearly the codes it gives.
     """
 
@@ -95,16 +96,27 @@ class BlackBox:
         """Train surrogates, in place, by what has been answered before."""
         device = next(surrogates.parameters()).device
         answers = Answers(*(part.to(device) for part in answers))
-        return cls(answers, learned(surrogates, loss(answers), answers, schedule, progress))
+        minimized = loss(answers)
+        learned(surrogates, minimized, answers, schedule, progress)
+        if not minimized.same_bits:
+            answers = Answers(answers.images, answers.bags, *encoder(surrogates)(answers.images, answers.bags))
+        return cls(answers, surrogates)
 
     @classmethod
     def together(cls, boxes: Sequence["BlackBox"]) -> "BlackBox":
         """Several surrogates of the same answers as one: a query is to mislead all of them.
 
         That asks the engine nothing more. It is of our own; surrogates that differ by chance share what they have
-        learned of the engine, and not their accidents. Codes of queries for anchors are to be repeated as often.
+        learned of the engine, and not their accidents. Codes of queries for anchors are to be repeated as often. The
+        sharpness of a search is that of all outputs together, so surrogates should be trained alike.
+
+        Raises:
+            ValueError: There are none, or they have learned from different answers.
         """
-        first, count = boxes[0].answers, len(boxes)
+        told = [box.answers for box in boxes]
+        if not told or not all(torch.equal(*pair) for other in told for pair in zip(other, told[0], strict=True)):
+            raise ValueError(f"{len(told)} surrogates: expected at least one, all of the same answers")
+        first, count = told[0], len(told)
         codes = (each.repeat(1, count) for each in (first.image_codes, first.text_codes))
         branches = zip(*((box.surrogates.images, box.surrogates.texts) for box in boxes), strict=True)
         images, texts = (HashModel(Joined(each)) for each in branches)

@@ -31,13 +31,17 @@ class EngineError(RuntimeError):
     """An engine could not be reached, or would not answer; the message is its own."""
 
 
-def server(oracle: CodeOracle, port: int = 0) -> HTTPServer:
+def server(oracle: CodeOracle, port: int = 0, patience: float = TIMEOUT) -> HTTPServer:
     """A server of an oracle, not yet serving, on the loopback address; port 0 takes a free one.
+
+    It waits so many seconds for the next part of a question, then it hangs up.
 
     ``server.server_port`` is the port; ``server.serve_forever()`` serves.
     """
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = patience  # a question that does not come to its end would keep all others waiting
+
         def do_POST(self) -> None:
             size = self.headers.get("Content-Length", "")
             if not size.isdecimal() or int(size) > LARGEST:

@@ -1,4 +1,4 @@
-"""EQB2A's way to learn from answers: of an anchor's near items, the order is to be kept."""
+"""EQB2A's way to learn from answers: of some items, the order of their distances is to be kept."""
 
 import torch
 from torch import Tensor
@@ -16,15 +16,18 @@ class RankedPairs(OfAnswers):
     """Ordered pairs of ranked items, balanced bits, and a distance to binary codes (EQB2A, its public code).
 
     For each anchor five items of the other kind are drawn and put in the order of its answered distances; a pair of
-    them costs ``max(0, 0.1 - (d_k - d_j))`` of distances divided by the bits, where j is the nearer one; draws cost
-    nothing. The authors weigh by rank differences and ask for all codes of a training set besides; here it gets as many
-    answers as every other attack.
+    them costs ``max(0, 0.1 - (d_k - d_j))`` of distances divided by the bits, where j is the nearer one; ties cost
+    nothing. Bits that are flipped or exchanged in both kinds alike cost the same, so surrogates need not give the bits
+    of the engine. The authors weigh by rank differences and ask for all codes of a training set besides; here it gets
+    as many answers as every other attack.
 
     Args:
         answers: See `OfAnswers`.
         margin: Of distances divided by the bits.
         balance, quantization: Weights of the squared mean of each bit, and of the distance to the sign.
     """
+
+    same_bits = False
 
     def __init__(
         self, answers: Answers, margin: float = 0.1, balance: float = 0.01, quantization: float = 0.001

@@ -28,6 +28,9 @@ class OfAnswers(nn.Module):
         answers: Of the engine, M pairs.
     """
 
+    same_bits = True
+    """Whether it asks for the engine's bits, not only for codes that lie to one another as the engine's do."""
+
     def __init__(self, answers: Answers) -> None:
         super().__init__()
         check_answers(answers)
@@ -73,8 +76,8 @@ class SurrogateTriplets(OfAnswers):
     ``J = sum_A max(0, D(h_A, h_P) - D(h_A, h_N) + beta) + lambda sum_A ||h_A - b||^2``, D of relaxed codes
     ``(K - a . b) / 2``, triplets of `cross_modal_triplets`, drawn anew in each step. (Li et al., "Adversarial Attack on
     Deep Cross-Modal Hamming Retrieval", ICCV 2021. The paper was not to be had: loss and stages are told after second
-    hands, and the constants are ours.) With b the sign of h_A itself, networks that begin anew often give one code to
-    everything; with b the answered code they do not, so this is the default.
+    hands, and the constants are ours.) With b the sign of h_A itself and a lambda of 0.1, networks that begin anew give
+    one code, or two, to everything; with b the answered code they do not, so this is the default.
 
     Args:
         answers: See `OfAnswers`.

@@ -45,7 +45,8 @@ OFFICIAL_PAIRS = {
         ("coco_captions", 2_026, "words"),
     )
 }
-"""Of the official sets with texts, by name; the numbers of words are those of the literature."""
+"""Of the official sets with texts, by name; the numbers of words are at most those of the literature: a tag
+that no training text has is not known."""
 
 OF_METHOD: dict[ImageTextName, dict[str, object]] = {"dcmh": {}, "ssah": {"hidden": 4_096}}
 """Where SSAH differs: its published networks of texts and labels have 4,096 units."""
