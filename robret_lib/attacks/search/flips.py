@@ -23,8 +23,8 @@ class WordFlips:
     Greedy, word by word: by the gradient, an entry x changes the loss by about ``(1 - 2x) dL/dx`` when it is flipped.
     Those entries that promise most are tried, and the one with the least loss stays; none is flipped twice. The loss
     says which bag is returned, so more words never leave a larger one, if it does not change on the way as a rising
-    sharpness does. Published attacks on bags move all entries a
-    little (CMLA), to which no text belongs; this search is of our own.
+    sharpness does. Published attacks on bags move all entries a little (CMLA), to which no text belongs; this search is
+    of our own.
 
     Args:
         words: How many entries may change in all.
