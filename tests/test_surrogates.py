@@ -232,3 +232,23 @@ def test_surrogates_learn_the_codes_of_the_engine(engine, seed):
     chance = torch.tensor([(codes == value).double().mean() for codes, value in zip(told, usual, strict=True)])
     found = agreement(surrogates, engine, strangers)
     assert (found > 0.8).all() and (found > chance + 0.1).all() and (found > before + 0.2).all()
+
+
+def trained_with(answers, seed, **fields):
+    surrogates = small_networks(seed)
+    return learned(surrogates, SurrogateTriplets(answers, **fields), answers, Schedule(200, batch=20, lr=5e-3))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_drawn_to_their_own_signs_surrogates_collapse_and_to_answers_they_do_not(engine, seed):
+    """Unless they are drawn so little that nothing holds them where they are; then they learn less."""
+    answers, strangers = answers_of(engine, 60), some_pairs(100, seed=5)
+    drawn_to_signs = trained_with(answers, seed, regress="signs")
+    little = trained_with(answers, seed, regress="signs", quantization=1e-3)
+    drawn_to_answers = trained_with(answers, seed)
+    for collapsed, free, own in zip(
+        *(encoder(networks)(*strangers[:2]) for networks in (drawn_to_signs, little, drawn_to_answers)), strict=True
+    ):
+        assert len(collapsed.unique(dim=0)) <= 2
+        assert min(len(codes.unique(dim=0)) for codes in (free, own)) > 15
+    assert (agreement(drawn_to_answers, engine, strangers) > agreement(little, engine, strangers) + 0.1).all()
