@@ -54,7 +54,7 @@ class TripletReversal(Away):
         check_number("quantization", self.quantization, least=0)
 
     def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor:
-        """Gallery positions ``[B, 2n]``, the nearest, then the farthest."""
+        """Gallery positions ``[B, 2n]``, the nearest, then the farthest; equally near ones in the gallery's order."""
         count = len(benign.gallery) - (benign.own is not None)
         if count < 2 * self.items:
             raise ValueError(f"a gallery of {count} items: expected at least {2 * self.items}, near and far ones")
