@@ -61,9 +61,11 @@ def test_the_text_network_of_dcmh_has_one_hidden_layer():
     assert linear_sizes(text_model(30, 16)) == [(30, 8192), (8192, 16)]
     model, bags = text_model(9, 6, (4,)).double(), some_bags(9).double()
     first, last = (part for part in model.modules() if isinstance(part, nn.Linear))
+    with torch.no_grad():
+        last.bias.fill_(-4)  # without a tanh or a ReLU at its end
     hidden = (bags.flatten(1) @ first.weight.T + first.bias).clamp(min=0)
     torch.testing.assert_close(model(bags), hidden @ last.weight.T + last.bias)
-    assert (model(bags).abs() > 1).any() or model(bags).lt(0).any()  # without a tanh or a ReLU at its end
+    assert (model(bags) < -1).all()
 
 
 def slow_rows(bag: list[float], network: NeighboringWords) -> list[list[float]]:
@@ -72,7 +74,7 @@ def slow_rows(bag: list[float], network: NeighboringWords) -> list[list[float]]:
     for window, scale in zip(WINDOWS, network.scales, strict=True):
         window = min(window, len(bag))
         means = [sum(bag[k * window : (k + 1) * window]) / window for k in range(len(bag) // window)]
-        means = [max(0.0, scale.weight.item() * mean + scale.bias.item()) for mean in means]
+        means = [max(0.0, scale.weight.item() * mean) for mean in means]
         rows.append([means[k * len(means) // len(bag)] for k in range(len(bag))])
     return rows
 
@@ -84,11 +86,24 @@ def test_neighbors_of_a_word_are_averaged_at_five_widths(words):
     linear = network.joined[1]
     with torch.no_grad():
         for scale in network.scales:
-            scale.weight.fill_(1.5), scale.bias.fill_(-0.2)
+            scale.weight.fill_(1.5)
     rows = torch.tensor([slow_rows(bag.flatten().tolist(), network) for bag in bags])
     assert rows.shape == (5, 6, words)
     expected = (rows.flatten(1).double() @ linear.weight.T + linear.bias).clamp(min=0)
     torch.testing.assert_close(network(bags), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_texts_that_share_no_window_share_no_entry_of_any_row():
+    """With a bias in the scales all would."""
+    network, bags = NeighboringWords(100, 3), torch.zeros(2, 1, 1, 100)
+    with torch.no_grad():
+        for scale in network.scales:
+            scale.weight.fill_(1.5)
+    bags[0, ..., 3], bags[1, ..., 97] = 1, 1
+    seen = []
+    network.joined.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    network(bags)
+    assert (seen[0][0] * seen[0][1] == 0).all() and (seen[0] > 0).sum(dim=(1, 2)).min() > 50
 
 
 def test_the_text_network_of_ssah():

@@ -88,7 +88,9 @@ class NeighboringWords(nn.Module):
     """A bag of words beside averages over its neighbors in the vocabulary, at five widths (SSAH's multi-scale net).
 
     A vocabulary is in no order that says anything, so this is a choice of random features; it is here since the
-    published network has it, which normalizes local responses besides. Gives ``[B, hidden]``.
+    published network has it, which normalizes local responses besides. Each average is scaled, without a bias, as it is
+    there: a bias would put as large a number into a thousand entries of every text, beside the few words that it has.
+    Gives ``[B, hidden]``.
 
     Args:
         words: Entries of a bag.
@@ -98,7 +100,7 @@ class NeighboringWords(nn.Module):
     def __init__(self, words: int, hidden: int = 4096) -> None:
         super().__init__()
         self.windows = [min(window, words) for window in WINDOWS]
-        self.scales = nn.ModuleList(nn.Conv1d(1, 1, 1) for _ in WINDOWS)
+        self.scales = nn.ModuleList(nn.Conv1d(1, 1, 1, bias=False) for _ in WINDOWS)
         self.joined = nn.Sequential(nn.Flatten(), nn.Linear((1 + len(WINDOWS)) * words, hidden), nn.ReLU())
 
     def forward(self, bags: Tensor) -> Tensor:

@@ -54,8 +54,8 @@ class SSAH(nn.Module):
     divided by the number of pairs. (Were each a mean of its own, the distance to B and the discriminators would count
     as much as all pairs together, and codes would stay what they are by chance.)
 
-    That is mode "reference". In mode "fixed" similar and dissimilar pairs have the same say (`hashing.batch.balanced`), as
-    in `DCMH`.
+    That is mode "reference". In mode "fixed" similar and dissimilar pairs have the same say (`hashing.batch.balanced`),
+    as in `DCMH`.
 
     The authors train the five networks in stages; here they learn together, and a reversed gradient makes one loss of
     what discriminators and networks want.

@@ -5,7 +5,7 @@ from dataclasses import replace
 from robret_lib.data import RetrievalData, center_cropped, check_name, load, mixed, official_name
 from robret_lib.recipes.image_text_recipe import ImageTextName, ImageTextRecipe
 
-IMAGE_TEXT_GENERATION = 2
+IMAGE_TEXT_GENERATION = 3
 """Raise it where an edit of the code changes the weights of full-scale networks; see `named.GENERATION`."""
 
 SIDE = 48
