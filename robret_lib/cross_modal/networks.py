@@ -90,7 +90,7 @@ class NeighboringWords(nn.Module):
     A vocabulary is in no order that says anything, so this is a choice of random features; it is here since the
     published network has it, which normalizes local responses besides. Each average is scaled, without a bias, as it is
     there: a bias would put as large a number into a thousand entries of every text, beside the few words that it has.
-    Gives ``[B, hidden]``.
+    Scales begin above zero, since the ReLU behind a negative one stays shut. Gives ``[B, hidden]``.
 
     Args:
         words: Entries of a bag.
@@ -101,13 +101,17 @@ class NeighboringWords(nn.Module):
         super().__init__()
         self.windows = [min(window, words) for window in WINDOWS]
         self.scales = nn.ModuleList(nn.Conv1d(1, 1, 1, bias=False) for _ in WINDOWS)
+        for scale in self.scales:
+            nn.init.uniform_(scale.weight)
         self.joined = nn.Sequential(nn.Flatten(), nn.Linear((1 + len(WINDOWS)) * words, hidden), nn.ReLU())
 
     def forward(self, bags: Tensor) -> Tensor:
         row = bags.flatten(1)[:, None]
         pairs = zip(self.windows, self.scales, strict=True)
         rows = [torch.relu(scale(avg_pool1d(row, window))) for window, scale in pairs]
-        return self.joined(torch.cat([row, *(interpolate(each, size=row.shape[2]) for each in rows)], dim=1))
+        return self.joined(
+            torch.cat([row, *(interpolate(each, size=row.shape[2], mode="linear") for each in rows)], dim=1)
+        )
 
 
 def semantic_image_model(model: HashModel, bits: int, classes: int) -> HashModel:

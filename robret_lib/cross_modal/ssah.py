@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from robret_lib.attacks.attack import check_mode
-from robret_lib.cross_modal.networks import Semantic
+from robret_lib.cross_modal.networks import Semantic, layers
 from robret_lib.cross_modal.objective import Pairs, similar_to
 from robret_lib.hashing import KnownCodes
 from robret_lib.hashing.batch import Known, balanced, likelihood
@@ -57,8 +57,12 @@ class SSAH(nn.Module):
     That is mode "reference". In mode "fixed" similar and dissimilar pairs have the same say (`hashing.batch.balanced`),
     as in `DCMH`.
 
-    The authors train the five networks in stages; here they learn together, and a reversed gradient makes one loss of
-    what discriminators and networks want.
+    The authors' code differs from their paper and from this. It trains the networks in stages, that of labels first, at
+    rates from 0.01 to 3e-5; here they learn together at one rate, by a reversed gradient. B is each network's own sign
+    there. What discriminators say, a mean of the batch, reaches none of the networks that are to deceive them. Local
+    responses are normalized. Here the discriminators, one sum among others, have less than a thousandth of the gradient
+    of a network. In our tries, of a head on features of photographs, that was for the better: weighed as a mean, beside
+    the mean of the pairs, they took seven points of MAP.
 
     Args:
         labels: Of the training set, multi-hot ``[N, C]``.
@@ -140,7 +144,4 @@ def _layer(entries: int, hidden: int) -> nn.Module:
 
 def _discriminator(feature: int) -> nn.Module:
     half = feature // 2
-    return nn.Sequential(
-        *(nn.Linear(feature, feature), nn.ReLU(), nn.Dropout()),
-        *(nn.Linear(feature, half), nn.ReLU(), nn.Dropout(), nn.Linear(half, 1)),
-    )
+    return nn.Sequential(*layers(feature, feature, half, 1))
