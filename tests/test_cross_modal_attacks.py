@@ -85,7 +85,10 @@ def slow_pairwise(code, items, similar, sign):
 def test_the_loss_of_reversed_pairs_is_the_slow_one(with_own):
     codes = relaxed()
     sides = [
-        (random_codes(QUERIES * 9, seed=seed).view(QUERIES, 9, BITS).double(), torch.randint(2, (QUERIES, 9)).double())
+        (
+            random_codes(QUERIES * 9, seed=seed).view(QUERIES, 9, BITS).double(),
+            torch.randint(2, (QUERIES, 9), generator=seeded(seed)).double(),
+        )
         for seed in (3, 4)
     ]
     given = sides if with_own else sides[:1]
