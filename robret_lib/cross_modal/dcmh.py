@@ -23,8 +23,8 @@ class DCMH(nn.Module):
     the same say (`hashing.batch.balanced`, HashNet's weights); and neither the distance to B nor the sums of bits are
     asked for.
 
-    The authors turn to images and texts by turns, epoch by epoch, by SGD at a falling rate, and renew B after each; here
-    a step is of both, by the optimizer of the recipe, and B is that of the batch as it is.
+    The authors turn to images and texts by turns, epoch by epoch, by SGD at a falling rate, and renew B after each;
+    here a step is of both, by the optimizer of the recipe, and B is that of the batch as it is.
 
     Args:
         labels: Of the training set, multi-hot ``[N, C]``.
