@@ -1,11 +1,13 @@
 """Images and texts in one Hamming space: networks, what they learn by, engines, and surrogates that learn from answers.
 
 `networks` and the losses `DCMH` and `SSAH` make an `Engine`; `oracle` and `over_http` are what an attacker sees of it;
-`triplets`, `surrogates` and `ranked_pairs` are what AACH and EQB2A make of that. The attacks are `attacks.cross_modal`.
+`triplets`, `surrogates` and `ranked_pairs` are what AACH and EQB2A make of that. The attacks are `attacks.cross_modal`,
+and `controls` is what they are compared with.
 """
 
 from robret_lib.cross_modal.black_box import BlackBox
 from robret_lib.cross_modal.center_guided import CenterGuidedPairs
+from robret_lib.cross_modal.controls import commonest_bits, equal_bits, random_signs, random_words
 from robret_lib.cross_modal.dcmh import DCMH
 from robret_lib.cross_modal.engine import Asked, Engine, Kind
 from robret_lib.cross_modal.networks import (
@@ -45,10 +47,14 @@ __all__ = [
     "Semantic",
     "SurrogateTriplets",
     "Triplets",
+    "commonest_bits",
     "cross_modal_triplets",
     "encoder",
     "encoder_at",
+    "equal_bits",
     "learned",
+    "random_signs",
+    "random_words",
     "semantic_image_model",
     "semantic_text_model",
     "server",
