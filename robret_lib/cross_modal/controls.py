@@ -47,4 +47,4 @@ def commonest_bits(codes: Tensor) -> Tensor:
 
     As many gets right who has learned nothing else.
     """
-    return equal_bits(codes, codes_of(codes.double().mean(0)).expand_as(codes))
+    return equal_bits(codes, codes_of(codes.double().mean(0)))
