@@ -37,7 +37,8 @@ class TripletReversal(Away):
     Args:
         anchors: Codes of the queries by the engine, int8 ``[B, bits]``, which cost a further question for each; None
             takes those of the surrogate.
-        items: n.
+        items: n. Of DCMH at full scale, asked 1,000 pairs (surrogates with a new head, two seeds), five left a MAP of
+            53.4 % of images, one 55.2, twenty 54.3 and a hundred 54.0; of texts between 48.2 and 49.1 whatever n.
         margin: beta in shares of the bits.
         quantization: lambda.
     """
