@@ -6,8 +6,17 @@ import torch
 from robret_lib import models
 from robret_lib.attacks import QueryBudgetSpent
 from robret_lib.attacks.cross_modal import TripletReversal
-from robret_lib.attacks.search import AutoPGD
-from robret_lib.cross_modal import Answers, BlackBox, CodeOracle, RankedPairs, encoder
+from robret_lib.attacks.search import AutoPGD, WordFlips
+from robret_lib.cross_modal import (
+    Answers,
+    BlackBox,
+    CodeOracle,
+    RankedPairs,
+    SurrogateTriplets,
+    encoder,
+    random_signs,
+    random_words,
+)
 from robret_lib.cross_modal.black_box import HEAD, surrogate_networks
 from robret_lib.training import Schedule
 from tests.small_cross_modal import answers_of, seeded, small_engine, small_networks, some_pairs
@@ -58,10 +67,10 @@ def test_it_asks_once_for_each_pair_and_no_more_than_the_oracle_answers(answers)
     engine = small_engine()
     oracle = CodeOracle(encoder(engine.model), budget=24)
     asked = some_pairs(24, seed=3)
-    box = BlackBox.of(oracle, asked, small_surrogates(), SCHEDULE)
+    box = BlackBox.of(oracle, asked.images, asked.texts, small_surrogates(), SCHEDULE)
     assert oracle.asked == 24 and box.answers.pairs == 24
     with pytest.raises(QueryBudgetSpent):
-        BlackBox.of(oracle, asked, small_surrogates(), SCHEDULE)
+        BlackBox.of(oracle, asked.images, asked.texts, small_surrogates(), SCHEDULE)
 
 
 @pytest.mark.parametrize(("kind", "codes"), [("images", "text_codes"), ("texts", "image_codes")])
@@ -94,6 +103,68 @@ def test_bits_that_nobody_asked_for_are_those_of_the_surrogates(answers):
     codes = encoder(box.surrogates)(answers.images, answers.bags)
     assert torch.equal(box.answers.image_codes, codes[0]) and torch.equal(box.answers.text_codes, codes[1])
     assert not torch.equal(codes[0], answers.image_codes)
+
+
+def test_anchors_by_the_engine_say_nothing_to_who_has_bits_of_their_own(answers):
+    box = BlackBox.of_answers(answers, small_surrogates(), SCHEDULE, RankedPairs)
+    for each in (box, BlackBox.together([box, box])):
+        with pytest.raises(ValueError, match="anchors by the engine .* expected anchors=None"):
+            by_engine = TripletReversal(anchors=answers.image_codes[:6])
+            each.attacked("images", answers.images[:6], AutoPGD(0.1, 1), by_engine)
+
+
+def test_a_kind_that_there_is_not_is_refused(answers):
+    box = box_of(answers)
+    for asked_for in (lambda: box.gallery("image"), lambda: box.attacked("image", answers.images, AutoPGD(0.1, 1))):
+        with pytest.raises(ValueError, match="kind='image': expected one of"):
+            asked_for()
+
+
+SEARCHED = {"images": AutoPGD(32 / 255, 20), "texts": WordFlips(3)}
+
+
+@pytest.fixture(scope="module")
+def left_of():
+    """By an engine, a MAP in percent of queries of a kind, and what noise of the same size leaves in the mean."""
+    engine, queries = small_engine(), some_pairs(60, seed=4)
+
+    def left(kind, found):
+        return engine.precisions(kind, found, queries.labels).mean().item()
+
+    noise = {
+        "images": [random_signs(queries.images, 32 / 255, seeded(seed)) for seed in range(4)],
+        "texts": [random_words(queries.texts, 3, seeded(seed)) for seed in range(4)],
+    }
+    by_noise = {kind: sum(left(kind, each) for each in drawn) / len(drawn) for kind, drawn in noise.items()}
+    return queries, left, by_noise
+
+
+@pytest.mark.parametrize("kind", list(SEARCHED))
+@pytest.mark.parametrize("loss", [SurrogateTriplets, RankedPairs])
+@pytest.mark.parametrize("seed", range(3))
+def test_what_was_learned_of_answers_does_more_harm_than_noise(left_of, loss, seed, kind):
+    """Of the same size, whatever surrogates begin with."""
+    queries, left, by_noise = left_of
+    told = answers_of(small_engine().model, 60)
+    box = BlackBox.of_answers(told, small_surrogates(seed), Schedule(100, batch=20, lr=5e-3, seed=seed), loss)
+    found = box.attacked(kind, getattr(queries, kind), SEARCHED[kind]).images
+    assert left(kind, found) < by_noise[kind] - 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("loss", [SurrogateTriplets, RankedPairs])
+def test_a_black_box_on_a_gpu(loss):
+    """Of an engine there: surrogates learn and queries move where the surrogates are, alone and two together."""
+    engine, asked = small_engine(), some_pairs(24, seed=3)
+    engine.model.cuda()
+    oracle = engine.oracle(24)
+    box = BlackBox.of(oracle, asked.images, asked.texts, small_surrogates().cuda(), SCHEDULE, loss)
+    assert oracle.asked == 24 and all(part.is_cuda for part in box.answers)
+    for each in (box, BlackBox.together([box, box])):
+        for kind, search in {"images": AutoPGD(0.1, 2), "texts": WordFlips(1)}.items():
+            queries = {"images": asked.images, "texts": asked.texts}[kind].cuda()
+            assert each.attacked(kind, queries, search).images.shape == queries.shape
 
 
 def test_surrogates_of_other_answers_are_not_one_attacker(answers):

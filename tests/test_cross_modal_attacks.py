@@ -117,6 +117,22 @@ def test_reversed_pairs_want_similar_items_far_and_others_near_and_the_opposite_
     assert apart[0][0] < apart[0][1] and apart[1][0] > apart[1][1]
 
 
+def test_both_have_a_sharpness_for_galleries_of_another_network():
+    assert TripletReversal().sharpness == PairwiseReversal().sharpness == "own"
+
+
+@pytest.mark.parametrize("with_own", [True, False])
+def test_the_code_that_an_attack_makes_for_is_where_its_loss_falls(with_own):
+    """From a code of zeros, where no hinge is zero, by automatic differentiation."""
+    benign, start = benign_of(), torch.zeros(QUERIES, BITS, dtype=torch.float64, requires_grad=True)
+    own_kind = Gallery(random_codes(20, seed=12).double(), "H", torch.randint(2, (20, 3), generator=seeded(13)))
+    for attack in (TripletReversal(quantization=0.0), PairwiseReversal(own_kind=own_kind if with_own else None)):
+        plan = attack.plan(benign, attack.targets(benign, seeded(4)))
+        (slope,) = torch.autograd.grad(plan.loss(start).sum(), start)
+        downhill = torch.where(slope.abs() > 1e-9, -slope.sign(), 1.0)
+        assert plan.reached(downhill).all() and not plan.reached(-downhill).any()
+
+
 def test_the_plan_is_the_loss_of_its_targets_at_the_sharpness_of_each_query():
     """Both attacks, from outputs to losses, against the slow ones."""
     benign, outputs = benign_of(), 0.1 * relaxed(seed=8)
@@ -233,7 +249,7 @@ def test_what_cannot_be_is_refused(make, message):
 
 
 def test_items_of_the_own_kind_are_a_gallery():
-    with pytest.raises(TypeError, match="known of type Tensor: expected a Gallery"):
+    with pytest.raises(TypeError, match="own_kind of type Tensor: expected a Gallery"):
         PairwiseReversal(own_kind=random_codes(9))
 
 

@@ -10,7 +10,7 @@ from robret_lib.data import DataError, Split
 from robret_lib.data.bag_of_words import Vocabulary
 from robret_lib.hamming import average_precisions, codes_of, hamming_distance
 from robret_lib.models import HashModel
-from tests.small_cross_modal import BITS, random_codes, small_engine, some_pairs
+from tests.small_cross_modal import random_codes, small_engine, some_pairs
 
 KINDS = ["images", "texts"]
 SHAPES = {"images": (2, 2), "texts": (1, 4)}  # of four bits
@@ -85,7 +85,6 @@ def test_answers_are_the_nearest_of_the_other_kind_in_the_order_of_the_index(eng
 def test_each_kind_has_its_branch_and_is_searched_in_the_other(engine):
     assert engine.branch("images") is engine.model.images and engine.branch("texts") is engine.model.texts
     assert engine.searched_by("images") is engine.texts and engine.searched_by("texts") is engine.images
-    assert engine.bits == BITS
 
 
 def test_an_index_holds_the_codes_of_images_and_of_texts(engine):

@@ -247,6 +247,10 @@ def test_networks_trained_on_a_gpu_come_back_on_the_device_asked_for(recipe):
 # Networks and losses
 
 
+def bags_of(recipe, part, pairs):
+    return image_text_objective.vocabulary_of(recipe, pairs).bags(part.texts)
+
+
 def test_a_vocabulary_is_that_of_the_texts_that_are_learned_on():
     pairs = some_pairs()
     pairs = replace(pairs, gallery=with_texts(pairs.gallery, lambda text: text + " zebra"))
@@ -256,9 +260,8 @@ def test_a_vocabulary_is_that_of_the_texts_that_are_learned_on():
         *(f"thing{k}" for k in range(6)),
     }
     assert len(image_text_objective.vocabulary_of(RECIPE, pairs)) == 12
-    bags = image_text_objective.bags_of(replace(RECIPE, words=100), pairs)
-    parts = pairs.train, pairs.query, pairs.gallery
-    assert all(torch.equal(bag, vocabulary.bags(part.texts)) for bag, part in zip(bags, parts, strict=True))
+    objective = image_text_objective.of_images_and_texts(replace(RECIPE, words=100), pairs)
+    assert torch.equal(objective.bags, vocabulary.bags(pairs.train.texts))
 
 
 def test_texts_of_tags_are_taken_for_tags():
@@ -279,7 +282,7 @@ def test_the_networks_of_each_method(recipe):
     assert all(isinstance(branch, HashModel) for branch in branches)
     assert [isinstance(branch.backbone, Semantic) for branch in branches] == [recipe.method == "ssah"] * 2
     assert type(loss) is {"dcmh": DCMH, "ssah": SSAH}[recipe.method]
-    bags = image_text_objective.bags_of(recipe, pairs)[0]
+    bags = bags_of(recipe, pairs.train, pairs)
     outputs = model(data.as_float(pairs.train.images[:3]), bags[:3])
     assert [tuple(each.shape) for each in outputs] == [(3, 8)] * 2
     hidden = [part.out_features for part in model.texts.modules() if isinstance(part, torch.nn.Linear)]
@@ -329,12 +332,12 @@ def test_images_with_several_labels_are_trained_on():
 def test_the_history_tells_the_map_both_ways_and_the_smaller_spread():
     pairs = some_pairs()
     result = trained(replace(RECIPE, steps=48, lr=1e-3), pairs, CPU)
-    bags = image_text_objective.bags_of(RECIPE, pairs)
+    bags = [bags_of(RECIPE, part, pairs) for part in (pairs.query, pairs.gallery)]
     queries, items = (
         [hamming.codes_of(embed(branch, each)) for branch, each in zip(branches, inputs, strict=True)]
         for branches, inputs in (
-            ((result.model.images, result.model.texts), (pairs.query.images, bags[1])),
-            ((result.model.images, result.model.texts), (pairs.gallery.images, bags[2])),
+            ((result.model.images, result.model.texts), (pairs.query.images, bags[0])),
+            ((result.model.images, result.model.texts), (pairs.gallery.images, bags[1])),
         )
     )
     labels = pairs.query.labels, pairs.gallery.labels
@@ -402,7 +405,7 @@ def test_what_a_defended_recipe_says_reaches_the_loss():
     assert isinstance(loss, CenterGuidedPairs) and isinstance(loss.clean, DCMH) and loss.weight == 0.5
     assert loss.of_images == PGD(0.1, 0.05, 2, random_start=True)
     assert loss.of_texts == flips.WordFlips(2, tried=1)
-    bags = image_text_objective.bags_of(RECIPE, pairs)[0]
+    bags = bags_of(RECIPE, pairs.train, pairs)
     for known, branch, inputs in (
         (loss.known_images, original.images, pairs.train.images),
         (loss.known_texts, original.texts, bags),

@@ -53,9 +53,9 @@ def port_of_another_process():
 
 
 def attack(oracle):
-    """All of AACH, by an attacker who has pairs, queries, and an oracle: the answers and the adversarial queries."""
-    pairs, queries = some_pairs(BUDGET, seed=3), some_pairs(20, seed=4)
-    box = BlackBox.of(oracle, pairs, small_networks(seed=1), Schedule(100, batch=20, lr=5e-3))
+    """All of AACH, by an attacker who has pairs and queries without labels, and an oracle: what comes of it."""
+    pairs, queries = some_pairs(BUDGET, seed=3)[:2], some_pairs(20, seed=4)._replace(labels=None)
+    box = BlackBox.of(oracle, *pairs, small_networks(seed=1), Schedule(100, batch=20, lr=5e-3))
     searches = {"images": AutoPGD(32 / 255, 20), "texts": WordFlips(3)}
     found = {kind: box.attacked(kind, getattr(queries, kind), how).images for kind, how in searches.items()}
     return box.answers, found

@@ -2,7 +2,7 @@
 
 A query's `Gallery` holds codes of the other kind, and `attacks.run` is given the branch of the query's own kind, so
 all attacks of `codes`, with ``sharpness="own"``, are white-box attacks on cross-modal retrieval as they are. Here are
-those that were published for it.
+those that were published for it, which have that sharpness unless another is asked for.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from robret_lib.attacks.answers import need_classes
 from robret_lib.attacks.attack import Benign, Plan
 from robret_lib.attacks.codes import Away
 from robret_lib.attacks.gallery import Gallery
-from robret_lib.attacks.relaxed import check_drawing, check_known, drawn_items, known_items
+from robret_lib.attacks.relaxed import Sharpness, drawn_items, known_items
 from robret_lib.data import relevance
 from robret_lib.fields import check_count, check_number
 from robret_lib.hamming import codes_of
@@ -43,6 +43,7 @@ class TripletReversal(Away):
         quantization: lambda.
     """
 
+    sharpness: Sharpness = "own"
     anchors: Tensor | None = None
     items: int = 5
     margin: float = 0.5
@@ -67,7 +68,8 @@ class TripletReversal(Away):
 
     def plan(self, benign: Benign, targets: Tensor) -> Plan:
         near, far = benign.gallery.items[targets].split(self.items, dim=1)
-        return self.away(benign, self.bound(benign), lambda codes: self.losses(codes, near, far))
+        bound = codes_of(far.sum(1) - near.sum(1))  # the least loss, where no hinge is zero
+        return self.away(benign, bound, lambda codes: self.losses(codes, near, far))
 
     def losses(self, codes: Tensor, near: Tensor, far: Tensor) -> Tensor:
         """``[B]`` of relaxed codes ``[B, bits]`` and of items ``[B, n, bits]`` each."""
@@ -91,13 +93,16 @@ class PairwiseReversal(Away):
         items: How many of each kind are drawn.
     """
 
+    sharpness: Sharpness = "own"
     own_kind: Gallery | None = None
     items: int = 128
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_drawing(self.items, 1, 1.0)
-        check_known(self.own_kind)
+        check_count("items", self.items)
+        if self.own_kind is not None and not isinstance(self.own_kind, Gallery):
+            given = type(self.own_kind).__name__
+            raise TypeError(f"own_kind of type {given}: expected a Gallery of codes with labels, or None")
 
     def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor:
         """Positions ``[B, items]`` in the gallery, or ``[B, 2 items]`` with those in ``own_kind``."""
@@ -113,7 +118,8 @@ class PairwiseReversal(Away):
         others, own = targets[:, : self.items], targets[:, self.items :]
         across = self._items(benign, benign.gallery, others)
         within = None if self.own_kind is None else self._items(benign, self.own_kind, own)
-        return self.away(benign, self.bound(benign), lambda codes: pairwise_reversal(codes, across, within))
+        bound = codes_of(_downhill(*across) - (_downhill(*within) if within else 0))
+        return self.away(benign, bound, lambda codes: pairwise_reversal(codes, across, within))
 
     def _items(self, benign: Benign, gallery: Gallery, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Their codes ``[B, items, bits]``, and which share a label, ``[B, items]``."""
@@ -132,3 +138,8 @@ def pairwise_reversal(
         items, similar = within
         loss = loss + likelihood((items @ codes[:, :, None])[..., 0], similar).mean(1)
     return loss
+
+
+def _downhill(items: Tensor, similar: Tensor) -> Tensor:
+    """Where CMLA's loss of the other kind falls from a code of zeros, and that of its own kind rises; ``[B, bits]``."""
+    return ((0.5 - similar)[:, :, None] * items).mean(1)

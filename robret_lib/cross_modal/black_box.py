@@ -16,7 +16,7 @@ from robret_lib import attacks, models, training
 from robret_lib.attacks import Gallery, Result, Search
 from robret_lib.attacks.cross_modal import TripletReversal
 from robret_lib.attacks.relaxed import OnCodes
-from robret_lib.cross_modal.engine import OTHER, Asked, Kind
+from robret_lib.cross_modal.engine import OTHER, Kind, check_kind
 from robret_lib.cross_modal.networks import ImageTextModel, Joined, text_model, with_small_head
 from robret_lib.cross_modal.oracle import Answers, CodeOracle, encoder
 from robret_lib.cross_modal.surrogates import OfAnswers, SurrogateTriplets, learned
@@ -62,27 +62,30 @@ class BlackBox:
     Args:
         answers: All that the engine has said; where a loss does not ask for its bits, with the codes of the surrogates.
         surrogates: Networks that give nearly the codes it gives.
+        same_bits: Whether a bit of the surrogates is one of the engine; see `OfAnswers`.
     """
 
     answers: Answers
     surrogates: ImageTextModel
+    same_bits: bool = True
 
     @classmethod
     def of(
         cls,
         oracle: CodeOracle,
-        asked: Asked,
+        images: Tensor,
+        bags: Tensor,
         surrogates: ImageTextModel,
         schedule: training.Schedule,
         loss: Callable[[Answers], OfAnswers] = SurrogateTriplets,
         progress: bool = False,
     ) -> "BlackBox":
-        """Ask for all pairs of ``asked``, whose labels are not looked at, and train the surrogates, in place.
+        """Ask for all pairs, images ``[M, C, H, W]`` and bags ``[M, 1, 1, V]``, and train the surrogates, in place.
 
         Raises:
             QueryBudgetSpent: These are more pairs than the oracle still answers.
         """
-        return cls.of_answers(oracle(asked.images, asked.texts), surrogates, schedule, loss, progress)
+        return cls.of_answers(oracle(images, bags), surrogates, schedule, loss, progress)
 
     @classmethod
     def of_answers(
@@ -100,7 +103,7 @@ class BlackBox:
         learned(surrogates, minimized, answers, schedule, progress)
         if not minimized.same_bits:
             answers = Answers(answers.images, answers.bags, *encoder(surrogates)(answers.images, answers.bags))
-        return cls(answers, surrogates)
+        return cls(answers, surrogates, minimized.same_bits)
 
     @classmethod
     def together(cls, boxes: Sequence["BlackBox"]) -> "BlackBox":
@@ -120,10 +123,12 @@ class BlackBox:
         codes = (each.repeat(1, count) for each in (first.image_codes, first.text_codes))
         branches = zip(*((box.surrogates.images, box.surrogates.texts) for box in boxes), strict=True)
         images, texts = (HashModel(Joined(each)) for each in branches)
-        return cls(Answers(first.images, first.bags, *codes), ImageTextModel(images, texts).eval())
+        same_bits = all(box.same_bits for box in boxes)
+        return cls(Answers(first.images, first.bags, *codes), ImageTextModel(images, texts).eval(), same_bits)
 
     def gallery(self, kind: Kind) -> Gallery:
         """What queries of a kind are compared with: the items of the other kind, by the codes that were answered."""
+        check_kind(kind)
         codes = {"images": self.answers.image_codes, "texts": self.answers.text_codes}[OTHER[kind]]
         return Gallery(codes.float(), "H")
 
@@ -145,6 +150,12 @@ class BlackBox:
             attack: On codes, without labels. For anchors by the engine, ``TripletReversal("own", anchors=codes)``, with
                 the codes of a further question for each query.
             generator, progress: As of `attacks.run`.
+
+        Raises:
+            ValueError: No such kind, or anchors by the engine for surrogates that do not give its bits.
         """
+        check_kind(kind)
+        if not self.same_bits and isinstance(attack, TripletReversal) and attack.anchors is not None:
+            raise ValueError("anchors by the engine for surrogates with bits of their own: expected anchors=None")
         network, gallery = getattr(self.surrogates, kind), self.gallery(kind)
         return attacks.run(attack, network, queries, gallery, search, generator=generator, progress=progress)

@@ -1,7 +1,6 @@
 """A search engine of images and texts: networks, what it has indexed, and how good its answers are, both ways."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -64,12 +63,12 @@ class Engine:
 
     def branch(self, kind: Kind) -> HashModel:
         """The network that encodes queries of a kind."""
-        _check_kind(kind)
+        check_kind(kind)
         return getattr(self.model, kind)
 
     def searched_by(self, kind: Kind) -> Gallery:
         """What queries of a kind are searched in: the other one."""
-        _check_kind(kind)
+        check_kind(kind)
         return getattr(self, OTHER[kind])
 
     def precisions(self, kind: Kind, queries: Tensor, labels: Tensor, top_k: int | None = None) -> Tensor:
@@ -81,7 +80,8 @@ class Engine:
             kind: Of the queries.
             queries: Images, or bags of words.
             labels: Of the queries.
-            top_k: Depth; None is all, as of DCMH, SSAH and SAAT-Cross. TA-DCH and EQB2A have 50.
+            top_k: Depth; None is all, as of DCMH, SSAH and SAAT-Cross. What TA-DCH and EQB2A call MAP@50 is another
+                measure, over the first 50 answers that share a label, wherever they stand.
         """
         gallery = self.searched_by(kind)
         codes = codes_of(embed(self.branch(kind), queries)).cpu()
@@ -95,12 +95,8 @@ class Engine:
         """The engine as an attacker meets it."""
         return CodeOracle(encoder(self.model), budget)
 
-    @cached_property
-    def bits(self) -> int:
-        """Of a code."""
-        return self.images.embeddings.shape[1]
 
-
-def _check_kind(kind: Kind) -> None:
+def check_kind(kind: Kind) -> None:
+    """Raise a ValueError unless it is one of `Kind`."""
     if kind not in get_args(Kind):
         raise ValueError(f"kind={kind!r}: expected one of {get_args(Kind)}")

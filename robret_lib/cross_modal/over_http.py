@@ -3,6 +3,7 @@
 A question and an answer are ``.safetensors`` files, so that nothing is unpickled on either side.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from robret_lib.attacks.oracle import QueryBudgetSpent
 from robret_lib.cross_modal.oracle import CodeOracle, Encode
+
+LOG = logging.getLogger(__name__)
 
 LOOPBACK, PATH = "127.0.0.1", "/codes"
 LARGEST = 2**30
@@ -56,7 +59,7 @@ def server(oracle: CodeOracle, port: int = 0, patience: float = TIMEOUT) -> HTTP
             self.wfile.write(content)
 
         def log_message(self, *said: object) -> None:
-            """Nothing is logged."""
+            """Questions are not logged."""
 
     return HTTPServer((LOOPBACK, port), Handler)
 
@@ -71,7 +74,8 @@ def answer(oracle: CodeOracle, path: str, question: bytes) -> tuple[int, bytes]:
     except QueryBudgetSpent as error:
         return 429, str(error).encode()
     except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError):
-        return 400, UNDERSTOOD.encode()  # words of an error inside would tell of the networks
+        LOG.exception("a question without an answer")  # here alone: the words of an error may tell of the networks
+        return 400, UNDERSTOOD.encode()
     return 200, save({"image_codes": found.image_codes, "text_codes": found.text_codes})
 
 
@@ -89,8 +93,8 @@ def serving(oracle: CodeOracle) -> Iterator[int]:
         engine.server_close()
 
 
-def encoder_at(port: int, host: str = LOOPBACK) -> Encode:
-    """How an engine elsewhere encodes; for `CodeOracle`, which counts on this side as well.
+def encoder_at(port: int) -> Encode:
+    """How an engine behind a port of this machine encodes; for `CodeOracle`, which counts on this side as well.
 
     Raises, when it is called:
         QueryBudgetSpent: The engine answers no more.
@@ -103,14 +107,14 @@ def encoder_at(port: int, host: str = LOOPBACK) -> Encode:
         if len(question) > LARGEST:  # an engine that does not read it may be gone before it is sent
             raise EngineError(f"a question of {len(question)} bytes: expected at most {LARGEST}; ask for fewer pairs")
         try:
-            with directly.open(Request(f"http://{host}:{port}{PATH}", data=question), timeout=TIMEOUT) as response:
+            with directly.open(Request(f"http://{LOOPBACK}:{port}{PATH}", data=question), timeout=TIMEOUT) as response:
                 found = load(response.read())
             codes = found["image_codes"], found["text_codes"]
         except HTTPError as error:
             said = error.read().decode(errors="replace")
             raise (QueryBudgetSpent(said) if error.code == 429 else EngineError(said)) from error
         except (URLError, OSError, HTTPException, SafetensorError, KeyError) as error:
-            raise EngineError(f"no answer from {host}:{port}: {error}") from error
+            raise EngineError(f"no answer from {LOOPBACK}:{port}: {error}") from error
         return codes[0].to(images.device), codes[1].to(bags.device)
 
     return encode

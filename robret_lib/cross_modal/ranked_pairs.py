@@ -18,8 +18,13 @@ class RankedPairs(OfAnswers):
     For each anchor five items of the other kind are drawn and put in the order of its answered distances; a pair of
     them costs ``max(0, 0.1 - (d_k - d_j))`` of distances divided by the bits, where j is the nearer one; ties cost
     nothing. Bits that are flipped or exchanged in both kinds alike cost the same, so surrogates need not give the bits
-    of the engine. The authors weigh by rank differences and ask for all codes of a training set besides; here it gets
-    as many answers as every other attack.
+    of the engine.
+
+    The authors' code differs. It asks for all codes of a training set besides; here it gets as many answers as every
+    other attack. Its five items stand at even steps from the first rank to the last, equals apart by chance, and
+    ``d_k - d_j`` is divided by the steps between the two. Items are encoded anew, with their gradients; here they are
+    as last seen (`OfAnswers`). The ten pairs are a mean; that of bits is a sum divided by the bits. And a generator
+    makes its queries, at last, of a loss that is none of ours (`attacks.cross_modal.TripletReversal`).
 
     Args:
         answers: See `OfAnswers`.

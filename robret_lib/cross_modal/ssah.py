@@ -59,7 +59,8 @@ class SSAH(nn.Module):
 
     The authors' code differs from their paper and from this. It trains the networks in stages, that of labels first, at
     rates from 0.01 to 3e-5; here they learn together at one rate, by a reversed gradient. B is each network's own sign
-    there. What discriminators say, a mean of the batch, reaches none of the networks that are to deceive them. Local
+    there; its squares, of B and of labels, are halved, so that in form "squared" they count twice as much here. What
+    discriminators say, a mean of the batch, reaches none of the networks that are to deceive them. Local
     responses are normalized. Here the discriminators, one sum among others, have less than a thousandth of the gradient
     of a network that has not learned yet. In our tries, of a head on features of photographs, that was for the better:
     weighed as a mean, beside the mean of the pairs, they took seven points of MAP.

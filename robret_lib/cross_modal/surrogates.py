@@ -74,7 +74,8 @@ class SurrogateTriplets(OfAnswers):
     """AACH's loss: anchors lie nearer to their positives than to their negatives, and codes are nearly binary.
 
     ``J = sum_A max(0, D(h_A, h_P) - D(h_A, h_N) + beta) + lambda sum_A ||h_A - b||^2``, D of relaxed codes
-    ``(K - a . b) / 2``, triplets of `cross_modal_triplets`, drawn anew in each step. (Li et al., "Adversarial Attack on
+    ``(K - a . b) / 2``, divided by the batch's size, with triplets of `cross_modal_triplets`, drawn anew in each step,
+    and h_P and h_N as last seen, without gradients. (Li et al., "Adversarial Attack on
     Deep Cross-Modal Hamming Retrieval", ICCV 2021. The paper was not to be had: loss and stages are told after second
     hands, and the constants are ours.) With b the sign of h_A itself and a lambda of 0.1, networks that begin anew give
     one code, or two, to everything; with a lambda of 0.001 they do not, but learn fewer of the engine's bits than with

@@ -13,7 +13,7 @@ from robret_lib.cross_modal.dcmh import DCMH
 from robret_lib.cross_modal.networks import ImageTextModel, semantic_image_model, semantic_text_model, text_model
 from robret_lib.cross_modal.objective import ImagesAndTexts
 from robret_lib.cross_modal.ssah import SSAH
-from robret_lib.data import DataError, RetrievalData, Split, center_crop, multi_hot
+from robret_lib.data import DataError, RetrievalData, center_crop, multi_hot
 from robret_lib.data.bag_of_words import Vocabulary
 from robret_lib.defenses import collapse
 from robret_lib.hashing import KnownCodes
@@ -30,18 +30,11 @@ def vocabulary_of(recipe: ImageTextRecipe, data: RetrievalData) -> Vocabulary:
     """The words that a network of this recipe knows: those of the texts that it learns on.
 
     Raises:
-        DataError: The data set has no texts.
+        DataError: A part of the data set has no texts.
     """
-    return Vocabulary.of(_texts(data.train, data.name), recipe.words, recipe.tokens)
-
-
-def bags_of(recipe: ImageTextRecipe, data: RetrievalData) -> tuple[Tensor, Tensor, Tensor]:
-    """Bags of words ``[N, 1, 1, V]`` of train, query and gallery."""
-    vocabulary = vocabulary_of(recipe, data)
-    train, query, gallery = (
-        vocabulary.bags(_texts(split, data.name)) for split in (data.train, data.query, data.gallery)
-    )
-    return train, query, gallery
+    if any(split.texts is None for split in (data.train, data.query, data.gallery)):
+        raise DataError(f"{data.name} has no texts: expected a packed file with a 'text' member, as openmoji")
+    return Vocabulary.of(data.train.texts, recipe.words, recipe.tokens)
 
 
 def untrained(recipe: ImageTextRecipe, data: RetrievalData) -> ImageTextModel:
@@ -59,7 +52,8 @@ def of_images_and_texts(
     recipe: ImageTextRecipe, data: RetrievalData, original: ImageTextModel | None = None
 ) -> ImagesAndTexts:
     """The objective of a recipe for a training set; ``original`` is the network of its origin."""
-    bags, labels = bags_of(recipe, data)[0], multi_hot(data.train.labels, len(data.class_names))
+    bags = vocabulary_of(recipe, data).bags(data.train.texts)
+    labels = multi_hot(data.train.labels, len(data.class_names))
     with torch.random.fork_rng([]):
         torch.manual_seed(recipe.seed)  # of SSAH's networks of labels
         loss = LOSSES[recipe.method](recipe, labels)
@@ -70,9 +64,11 @@ def of_images_and_texts(
 
 def watched(model: ImageTextModel, recipe: ImageTextRecipe, data: RetrievalData) -> dict[str, float]:
     """MAP in percent of the first queries in the first items, both ways, its mean, and how far codes lie apart."""
-    _, asked_words, found_words = bags_of(recipe, data)
-    queries = _codes(model, data.query.images[:QUERIES], asked_words[:QUERIES])
-    gallery = _codes(model, data.gallery.images[:ITEMS], found_words[:ITEMS])
+    vocabulary = vocabulary_of(recipe, data)
+    queries, gallery = (
+        _codes(model, split.images[:few], vocabulary.bags(split.texts[:few]))
+        for split, few in ((data.query, QUERIES), (data.gallery, ITEMS))
+    )
     labels = data.query.labels[:QUERIES].cpu(), data.gallery.labels[:ITEMS].cpu()
     found = {
         "image_to_text": hamming.hamming_map(queries[0], gallery[1], *labels),
@@ -102,9 +98,3 @@ def _defended(
 def _codes(model: ImageTextModel, images: Tensor, bags: Tensor) -> list[Tensor]:
     pairs = (model.images, images), (model.texts, bags)
     return [hamming.codes_of(models.embed(branch, inputs)).cpu() for branch, inputs in pairs]
-
-
-def _texts(split: Split, name: str) -> tuple[str, ...]:
-    if split.texts is None:
-        raise DataError(f"{name} has no texts: expected a packed file with a 'text' member, as openmoji")
-    return split.texts
