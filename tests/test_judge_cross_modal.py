@@ -11,7 +11,19 @@ from tests.judging import papermill
 
 QUERIES = 4
 WORDS = ("red", "green", "blue", "small", "large", "old", "new", "round")
-FAMILIES = "noise, black box, variants, ranked pairs, transfer, white box"
+FAMILIES = "noise, black box, variants, engine as surrogate, ranked pairs, transfer, white box"
+AND_LOSSES = (
+    "AACH",
+    "AACH, two surrogates",
+    "AACH, new head",
+    "AACH, engine as surrogate",
+    "ranked pairs",
+    "transfer",
+    "transfer, triplets",
+    "white box",
+    "CMLA",
+    "center code",
+)
 SHORT = {"steps": 1, "batch": 3, "surrogate_steps": 1, "search_steps": 1, "own_steps": 1, "budget": 12, "bits": 8}
 
 
@@ -49,7 +61,7 @@ def test_an_engine_is_judged_from_training_to_result_file(photographs, tmp_path)
     metrics, details = plain["metrics"], plain["details"]
     for way, of_way in (("I2T", ("AutoPGD",)), ("T2I", ("1 words", "3 words", "5 words", "0.01", "0.01 upwards"))):
         assert {f"{way}, MAP@all", f"{way}, MAP@50", f"{way}, benign"} <= metrics.keys()
-        for family in ("AACH", "AACH, two surrogates", "ranked pairs", "transfer", "white box", "CMLA", "center code"):
+        for family in AND_LOSSES:
             assert {f"{way}, {family}, {how}" for how in of_way} <= metrics.keys()
         assert f"{way}, AACH, anchors by the engine" in metrics
         assert 1 <= metrics[f"{way}, distinct codes"]["value"] <= QUERIES
