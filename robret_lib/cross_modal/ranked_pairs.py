@@ -23,8 +23,10 @@ class RankedPairs(OfAnswers):
     The authors' code differs. It asks for all codes of a training set besides; here it gets as many answers as every
     other attack. Its five items stand at even steps from the first rank to the last, equals apart by chance, and
     ``d_k - d_j`` is divided by the steps between the two. Items are encoded anew, with their gradients; here they are
-    as last seen (`OfAnswers`). The ten pairs are a mean; that of bits is a sum divided by the bits. And a generator
-    makes its queries, at last, of a loss that is none of ours (`attacks.cross_modal.TripletReversal`).
+    as last seen (`OfAnswers`). The ten pairs are a mean, and the sums over bits are divided by their number. And a
+    generator makes its queries, at last, of a loss that is none of ours (`attacks.cross_modal.TripletReversal`).
+    With items and steps as theirs the attack left no less in our tries: of DCMH at full scale, asked 1,000 pairs (a new
+    head, two seeds), a MAP of 55.1 % of images and 53.1 of texts, where this leaves 54.7 and 50.7.
 
     Args:
         answers: See `OfAnswers`.
