@@ -204,5 +204,5 @@ def test_codes_that_are_free_to_move_agree_where_labels_do(mode):
 
 
 def test_images_and_texts_find_each_other(bits=16):
-    """By mode fixed; what the modes do on drawings is told by the class."""
+    """In mode fixed; of mode reference see the class."""
     assert_learns(lambda labels: DCMH(labels, bits), small_model(bits), Schedule(150, batch=20, lr=5e-3))
