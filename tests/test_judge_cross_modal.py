@@ -11,11 +11,12 @@ from tests.judging import papermill
 
 QUERIES = 4
 WORDS = ("red", "green", "blue", "small", "large", "old", "new", "round")
-FAMILIES = "noise, black box, variants, engine as surrogate, ranked pairs, transfer, white box"
+FAMILIES = "noise, black box, variants, shuffled answers, engine as surrogate, ranked pairs, transfer, white box"
 AND_LOSSES = (
     "AACH",
     "AACH, two surrogates",
     "AACH, new head",
+    "AACH, shuffled answers",
     "AACH, engine as surrogate",
     "ranked pairs",
     "transfer",
