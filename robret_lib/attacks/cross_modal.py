@@ -12,9 +12,8 @@ from torch import Tensor
 
 from robret_lib.attacks.answers import need_classes
 from robret_lib.attacks.attack import Benign, Plan
-from robret_lib.attacks.codes import Away
 from robret_lib.attacks.gallery import Gallery
-from robret_lib.attacks.relaxed import Sharpness, drawn_items, known_items
+from robret_lib.attacks.relaxed import OnCodes, Sharpness, drawn_items, known_items, own_classes
 from robret_lib.data import relevance
 from robret_lib.fields import check_count, check_number
 from robret_lib.hamming import codes_of
@@ -22,7 +21,7 @@ from robret_lib.hashing.batch import likelihood
 
 
 @dataclass(frozen=True)
-class TripletReversal(Away):
+class TripletReversal(OnCodes):
     """AACH: away from what was near, towards what was far (Li et al., ICCV 2021); reconstructed by us.
 
     With the n nearest items P of the gallery and the n farthest N of each query, the mean over all n^2 pairs of
@@ -69,7 +68,7 @@ class TripletReversal(Away):
     def plan(self, benign: Benign, targets: Tensor) -> Plan:
         near, far = benign.gallery.items[targets].split(self.items, dim=1)
         bound = codes_of(far.sum(1) - near.sum(1))  # the least loss, where no hinge is zero
-        return self.away(benign, bound, lambda codes: self.losses(codes, near, far))
+        return self.planned(benign, own_classes(benign), bound, lambda codes: self.losses(codes, near, far))
 
     def losses(self, codes: Tensor, near: Tensor, far: Tensor) -> Tensor:
         """``[B]`` of relaxed codes ``[B, bits]`` and of items ``[B, n, bits]`` each."""
@@ -80,7 +79,7 @@ class TripletReversal(Away):
 
 
 @dataclass(frozen=True)
-class PairwiseReversal(Away):
+class PairwiseReversal(OnCodes):
     """CMLA: away from the other kind's items that share a label, near to its own kind's (Li et al., NeurIPS 2019).
 
     The mean over items of the gallery of ``log(1 + e^-G) + S G`` with ``G = h~ . b``, which falls where similar items
@@ -119,7 +118,7 @@ class PairwiseReversal(Away):
         across = self._items(benign, benign.gallery, others)
         within = None if self.own_kind is None else self._items(benign, self.own_kind, own)
         bound = codes_of(_downhill(*across) - (_downhill(*within) if within else 0))
-        return self.away(benign, bound, lambda codes: pairwise_reversal(codes, across, within))
+        return self.planned(benign, own_classes(benign), bound, lambda codes: pairwise_reversal(codes, across, within))
 
     def _items(self, benign: Benign, gallery: Gallery, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Their codes ``[B, items, bits]``, and which share a label, ``[B, items]``."""
