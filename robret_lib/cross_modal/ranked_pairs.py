@@ -25,8 +25,8 @@ class RankedPairs(OfAnswers):
     ``d_k - d_j`` is divided by the steps between the two. Items are encoded anew, with their gradients; here they are
     as last seen (`OfAnswers`). The ten pairs are a mean, and the sums over bits are divided by their number. And a
     generator makes its queries, at last, of a loss that is none of ours (`attacks.cross_modal.TripletReversal`).
-    With items and steps as theirs the attack left no less in our tries: of DCMH at full scale, asked 1,000 pairs (a new
-    head, two seeds), a MAP of 55.1 % of images and 53.1 of texts, where this leaves 54.7 and 50.7.
+    With items and steps as theirs the attack left no less in our tries, of DCMH at full scale, asked 1,000 pairs (a new
+    head, two seeds, 25 steps of `AutoPGD`, three words): 0.3 ± 0.7 points of MAP more of images, 2.4 ± 1.3 of texts.
 
     Args:
         answers: See `OfAnswers`.
