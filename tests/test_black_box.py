@@ -125,7 +125,7 @@ SEARCHED = {"images": AutoPGD(32 / 255, 20), "texts": WordFlips(3)}
 
 @pytest.fixture(scope="module")
 def left_of():
-    """By an engine, a MAP in percent of queries of a kind, and what noise of the same size leaves in the mean."""
+    """By an engine, a MAP in percent of queries of a kind, what noise of the same size leaves, and its answers."""
     engine, queries = small_engine(), some_pairs(60, seed=4)
 
     def left(kind, found):
@@ -136,7 +136,7 @@ def left_of():
         "texts": [random_words(queries.texts, 3, seeded(seed)) for seed in range(4)],
     }
     by_noise = {kind: sum(left(kind, each) for each in drawn) / len(drawn) for kind, drawn in noise.items()}
-    return queries, left, by_noise
+    return queries, left, by_noise, answers_of(engine.model, 60)
 
 
 @pytest.mark.parametrize("kind", list(SEARCHED))
@@ -144,8 +144,7 @@ def left_of():
 @pytest.mark.parametrize("seed", range(3))
 def test_what_was_learned_of_answers_does_more_harm_than_noise(left_of, loss, seed, kind):
     """Of the same size, whatever surrogates begin with."""
-    queries, left, by_noise = left_of
-    told = answers_of(small_engine().model, 60)
+    queries, left, by_noise, told = left_of
     box = BlackBox.of_answers(told, small_surrogates(seed), Schedule(100, batch=20, lr=5e-3, seed=seed), loss)
     found = box.attacked(kind, getattr(queries, kind), SEARCHED[kind]).images
     assert left(kind, found) < by_noise[kind] - 3

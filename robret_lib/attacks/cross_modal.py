@@ -13,7 +13,7 @@ from torch import Tensor
 from robret_lib.attacks.answers import need_classes
 from robret_lib.attacks.attack import Benign, Plan
 from robret_lib.attacks.gallery import Gallery
-from robret_lib.attacks.relaxed import OnCodes, Sharpness, drawn_items, known_items, own_classes
+from robret_lib.attacks.relaxed import OnCodes, Sharpness, check_known, drawn_items, known_items, own_classes
 from robret_lib.data import relevance
 from robret_lib.fields import check_count, check_number
 from robret_lib.hamming import codes_of
@@ -100,9 +100,7 @@ class PairwiseReversal(OnCodes):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("items", self.items)
-        if self.own_kind is not None and not isinstance(self.own_kind, Gallery):
-            given = type(self.own_kind).__name__
-            raise TypeError(f"own_kind of type {given}: expected a Gallery of codes with labels, or None")
+        check_known(self.own_kind, "own_kind")
 
     def targets(self, benign: Benign, generator: torch.Generator | None) -> Tensor:
         """Positions ``[B, items]`` in the gallery, or ``[B, 2 items]`` with those in ``own_kind``."""

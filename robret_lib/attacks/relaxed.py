@@ -191,10 +191,10 @@ def check_hash_gallery(gallery: Gallery) -> None:
         raise ValueError(f"a gallery with distance {gallery.distance!r}: expected one of a models.HashModel")
 
 
-def check_known(known: Gallery | None) -> None:
-    """Raise a TypeError unless it is a gallery, or None."""
+def check_known(known: Gallery | None, name: str = "known") -> None:
+    """Raise a TypeError that tells the argument's name unless it is a gallery, or None."""
     if known is not None and not isinstance(known, Gallery):
-        raise TypeError(f"known of type {type(known).__name__}: expected a Gallery of codes with labels, or None")
+        raise TypeError(f"{name} of type {type(known).__name__}: expected a Gallery of codes with labels, or None")
 
 
 def known_items(known: Gallery | None, benign: Benign) -> Gallery:
